@@ -1,0 +1,124 @@
+"""What each block becomes: the specification of an FFF layer, and a plan of one per located block."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fffconvert.errors import FFFError
+from fffconvert.locate import FFNSite
+from fffconvert.runtime.activations import ACTIVATIONS
+
+MAX_DEPTH = 20
+"""2^21 - 1 nodes; at d_model 768 a deeper tree would need over 12 GB of float32 rows."""
+MAX_TREES = 65_536
+MAX_WIDTH = 1 << 20
+
+
+@dataclass(frozen=True)
+class FFFSpec:
+    """Shape and options of one FFF layer.
+
+    Attributes:
+        d_in: Width of the input, in features.
+        d_out: Width of the output, in features.
+        depth: Depth D of each tree; levels 0..D, 2^(D+1) - 1 nodes.
+        trees: Number of trees T side by side.
+        trunk: Rank R of the always-active linear map beside the trees; 0 for none.
+        branch_outputs: A node has an output row for each of its two branches, and each path a constant.
+        leaf_width: Neurons L in the dense block that each of the 2^(D+1) path ends holds; 0 for none.
+        leaf_gated: The leaf blocks are gated: the activation of one projection times a second.
+        activation: Name of the activation, a key of `fffconvert.runtime.activations.ACTIVATIONS`.
+        feature_axis: Axis of the input that holds the features (-1, or 1 for convolution layouts).
+
+    Reference: arXiv 2311.10770, section 3; arXiv 2308.14711 for leaf blocks.
+    """
+
+    d_in: int
+    d_out: int
+    depth: int
+    trees: int = 1
+    trunk: int = 0
+    branch_outputs: bool = False
+    leaf_width: int = 0
+    leaf_gated: bool = False
+    activation: str = "gelu"
+    feature_axis: int = -1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("d_in", 1, MAX_WIDTH),
+            ("d_out", 1, MAX_WIDTH),
+            ("depth", 0, MAX_DEPTH),
+            ("trees", 1, MAX_TREES),
+            ("trunk", 0, MAX_WIDTH),
+            ("leaf_width", 0, MAX_WIDTH),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise FFFError(f"{name} is {value!r}; expected an integer from {low} to {high}")
+        for name in ("branch_outputs", "leaf_gated"):
+            if not isinstance(getattr(self, name), bool):
+                raise FFFError(f"{name} is {getattr(self, name)!r}; expected true or false")
+        if not isinstance(self.feature_axis, int) or self.feature_axis not in (-1, 1):
+            raise FFFError(f"feature_axis is {self.feature_axis!r}; expected -1 or 1")
+        if self.activation not in ACTIVATIONS:
+            raise FFFError(f"unknown activation {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of one tree."""
+        return 2 ** (self.depth + 1) - 1
+
+    @property
+    def leaves(self) -> int:
+        """Ends of paths of one tree: the two branches of each node of the last level."""
+        return 2 ** (self.depth + 1)
+
+    @property
+    def active_width(self) -> int:
+        """Neurons that a token passes through: R + T (D + 1 + L)."""
+        return self.trunk + self.trees * (self.depth + 1 + self.leaf_width)
+
+    @property
+    def macs_per_token(self) -> int:
+        """Multiply-adds of one token, counting one per weight that is multiplied."""
+        d = self.d_in + self.d_out
+        leaf = self.leaf_width * (d + (self.d_in if self.leaf_gated else 0))
+        return self.trunk * d + self.trees * ((self.depth + 1) * d + leaf)
+
+    @property
+    def parameters(self) -> int:
+        """Stored parameters of the layer."""
+        branches = 2 if self.branch_outputs else 1
+        tree = self.nodes * (self.d_in + 1) + branches * self.nodes * self.d_out
+        if self.branch_outputs:
+            tree += self.leaves * self.d_out
+        gate = self.d_in + 1 if self.leaf_gated else 0
+        leaf = self.leaves * self.leaf_width * (self.d_in + 1 + self.d_out + gate)
+        return self.trees * (tree + leaf) + self.trunk * (self.d_in + self.d_out) + self.d_out
+
+    def to_dict(self) -> dict[str, Any]:
+        """The specification as plain values, as stored in a checkpoint's config."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FFFSpec:
+        """Read a stored specification.
+
+        Unknown keys are dropped with a warning (a newer release wrote them).
+
+        Raises:
+            FFFError: A value is missing, of the wrong type or out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            warnings.warn(f"ignored unknown keys of an FFF layer: {', '.join(unknown)}", stacklevel=2)
+        missing = [name for name in ("d_in", "d_out", "depth") if name not in values]
+        if missing:
+            raise FFFError(f"an FFF layer's specification lacks {', '.join(missing)}")
+        return cls(**{name: value for name, value in values.items() if name in known})
