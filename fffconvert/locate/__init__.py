@@ -1,0 +1,57 @@
+"""Locate the feedforward blocks of any transformer by dataflow on a recorded FX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fffconvert.locate.capture import capture
+from fffconvert.locate.inputs import example_inputs as default_inputs
+from fffconvert.locate.match import find_blocks
+from fffconvert.locate.sites import (
+    BlockKind,
+    DenseBlock,
+    FFNSite,
+    Placement,
+    Position,
+    Projection,
+    Sites,
+    Skipped,
+)
+
+__all__ = [
+    "BlockKind",
+    "DenseBlock",
+    "FFNSite",
+    "Placement",
+    "Position",
+    "Projection",
+    "Sites",
+    "Skipped",
+    "locate",
+]
+
+
+def locate(
+    model: nn.Module, example_inputs: Mapping[str, Any] | None = None, *, min_expansion: float = 1.0
+) -> Sites:
+    """Find the feedforward blocks of a model.
+
+    The model is run once on small inputs and is left as it was. Only executed code is seen.
+
+    Args:
+        model: Any module; for transformers models the inputs are guessed from the config.
+        example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+        min_expansion: Least ratio of d_hidden to d_model; what is narrower is taken for an adapter.
+
+    Returns:
+        The blocks in the order in which they run, and what was passed over with the reason.
+
+    Raises:
+        FFFError: No example inputs were given and none could be guessed.
+    """
+    inputs = default_inputs(model) if example_inputs is None else example_inputs
+    sites, skipped = find_blocks(model, capture(model, inputs), min_expansion)
+    return Sites(sites, skipped)

@@ -1,0 +1,47 @@
+"""Small valid inputs for one forward pass of any transformers model.
+
+What is made follows from the signature of the model's forward and from its config, parameter by
+parameter; no model is known by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fffconvert.errors import FFFError
+from fffconvert.locate.inputs import audio, series, text, vision  # noqa: F401 (they register their makers)
+from fffconvert.locate.inputs.context import Context
+
+__all__ = ["example_inputs"]
+
+
+def example_inputs(model: nn.Module) -> dict[str, Any]:
+    """Make keyword arguments for one forward pass: two short examples of every modality the model takes.
+
+    The same model gets the same inputs: random tokens that are distinct and none of the special ones,
+    standard normal images, waveforms and spectrograms, on the device and in the dtype of the model.
+
+    Args:
+        model: A transformers model.
+
+    Returns:
+        Arguments by name, e.g. `input_ids: [2, 13]` and `attention_mask: [2, 13]`.
+
+    Raises:
+        FFFError: The model has no transformers config, or takes something that cannot be guessed.
+    """
+    config = getattr(model, "config", None)
+    kind = type(model).__name__
+    if not hasattr(config, "to_diff_dict"):
+        raise FFFError(f"{kind} has no transformers config to guess its inputs from; pass example_inputs")
+    context = Context(model, config)
+    for name in context.parameters:
+        context.get(name)
+    inputs = {name: value for name, value in context.inputs.items() if value is not None}
+    missing = [name for name in context.required if name not in inputs]
+    if missing or not inputs:
+        wanted = ", ".join(missing or context.parameters)
+        raise FFFError(f"no example can be guessed for {wanted} of {kind}.forward; pass example_inputs")
+    return inputs

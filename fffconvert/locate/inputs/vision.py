@@ -1,0 +1,104 @@
+"""Makers of images and video."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import Tensor
+
+from fffconvert.locate.inputs.context import BATCH, Context, makes
+
+SIDE = 64
+"""Height and width where the config names none: two cells after the usual five halvings."""
+
+
+def image_shape(context: Context) -> tuple[int, int, int]:
+    """Channels, height and width of an image."""
+    channels = context.number("num_channels", "in_channels", "in_chans", "image_channels", part="vision", default=3)
+    size = context.setting("image_size", "img_size", "input_size", part="vision", default=SIDE)
+    if isinstance(size, dict):
+        size = [size["height"], size["width"]] if "height" in size else next(iter(size.values()))
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    return channels, height, width
+
+
+def patch_grid(context: Context) -> tuple[int, int, int]:
+    """Frames, rows and columns of patches of an image for models that take images of any size."""
+    merged = context.number("spatial_merge_size", "merge_size", part="vision", default=1)
+    return 1, 2 * merged, 3 * merged
+
+
+@makes("pixel_values")
+def pixel_values(context: Context) -> Tensor | None:
+    """Images: [2, channels, height, width], or in the form that the other parameters of forward imply."""
+    channels, height, width = image_shape(context)
+    patch = context.number("patch_size", part="vision", default=16)
+    if "image_grid_thw" in context.parameters or "grid_thw" in context.parameters:
+        return patches(context)
+    if "spatial_shapes" in context.parameters:
+        return context.normal(BATCH, context.number("num_patches", part="vision", default=36), channels * patch**2)
+    if "video" in context.modalities and "image" not in context.modalities:
+        return context.normal(BATCH, frames(context), channels, height, width)
+    if "image_sizes" in context.parameters and pinpoint(context):
+        rows, columns = pinpoint(context)[0] // height, pinpoint(context)[1] // width
+        return context.normal(BATCH, 1 + rows * columns, channels, height, width)
+    if "pixel_attention_mask" in context.parameters:
+        return context.normal(BATCH, 1, channels, height, width)
+    return context.normal(BATCH, channels, height, width)
+
+
+@makes("pixel_values_videos")
+def pixel_values_videos(context: Context) -> Tensor | None:
+    """Video, where forward takes no images: [2, frames, channels, height, width]."""
+    if "pixel_values" in context.parameters:
+        return None
+    return context.normal(BATCH, frames(context), *image_shape(context))
+
+
+def frames(context: Context) -> int:
+    """Number of frames of a video."""
+    return context.number("num_frames", "frames_per_clip", part="vision", default=4)
+
+
+def patches(context: Context) -> Tensor:
+    """Two images cut into patches: [patches, channels * frames * patch * patch]."""
+    time, height, width = patch_grid(context)
+    patch = context.number("patch_size", part="vision", default=16)
+    depth = context.number("temporal_patch_size", part="vision", default=1)
+    return context.normal(BATCH * time * height * width, image_shape(context)[0] * depth * patch**2)
+
+
+@makes("image_grid_thw", "grid_thw")
+def grids(context: Context) -> Tensor:
+    """Frames, rows and columns of patches of each image: [2, 3]."""
+    return context.numbers([patch_grid(context)] * BATCH)
+
+
+def pinpoint(context: Context) -> list[int]:
+    """The smallest resolution for which the model cuts an image into tiles."""
+    points = context.setting("image_grid_pinpoints", part="vision", default=[])
+    return min(points, key=lambda point: point[0] * point[1], default=[])
+
+
+@makes("image_sizes")
+def image_sizes(context: Context) -> Tensor | None:
+    """Height and width of each image, where tiles or towers for any size ask for it: [2, 2]."""
+    features = getattr(context.model, "get_image_features", None)
+    parameter = inspect.signature(features).parameters.get("image_sizes") if features else None
+    if not pinpoint(context) and (parameter is None or parameter.default is not parameter.empty):
+        return None
+    return context.numbers([pinpoint(context) or image_shape(context)[1:]] * BATCH)
+
+
+@makes("spatial_shapes")
+def spatial_shapes(context: Context) -> Tensor:
+    """Rows and columns of patches of each image: [2, 2]."""
+    count = context.get("pixel_values").shape[1]
+    side = int(count**0.5)
+    return context.numbers([[side, count // side]] * BATCH)
+
+
+@makes("pixel_attention_mask", only_required=True)
+def pixel_attention_mask(context: Context) -> Tensor:
+    """Every patch counts: ones [2, patches]."""
+    return context.constant(1, *context.get("pixel_values").shape[:2])

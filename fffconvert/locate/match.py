@@ -1,0 +1,298 @@
+"""Find the feedforward blocks in a recorded run by dataflow.
+
+From each linear map, go backwards through pointwise operations, rearrangements, dropout and norms until linear
+maps are reached. It is a block if all paths end in linear maps of the same tensor, a nonlinearity lies between,
+input and output are of the same width, no hidden value is used elsewhere, and the result goes by a residual
+addition to something that the block's input reaches too. The last rule leaves out poolers, heads, transforms
+before a head, gates and routers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from fffconvert.locate.activation import name_activation
+from fffconvert.locate.capture import CONVOLUTIONS, Capture
+from fffconvert.locate.hidden import Refused, hidden_graph
+from fffconvert.locate.operations import (
+    NORMS,
+    REDUCTIONS,
+    Contraction,
+    canonical,
+    contraction,
+    is_dropout,
+    is_linear_pointwise,
+    is_pointwise,
+    is_rearrangement,
+    multiply_adds,
+    name_of,
+    value,
+)
+from fffconvert.locate.placement import Placer
+from fffconvert.locate.sites import BlockKind, FFNSite, Projection, Skipped
+
+
+@dataclass
+class _Candidate:
+    ups: list[Contraction]
+    region: set[fx.Node]
+    down: Contraction
+    obstacles: list[str]
+
+    @property
+    def linears(self) -> list[Contraction]:
+        return [*self.ups, self.down]
+
+
+def find_blocks(
+    model: nn.Module, capture: Capture, min_expansion: float
+) -> tuple[list[FFNSite], list[Skipped]]:
+    """All feedforward blocks of a recorded run, in the order in which they ran, and what was passed over.
+
+    Args:
+        model: The model that was recorded.
+        capture: The recorded run.
+        min_expansion: Least ratio of d_hidden to d_model; narrower blocks are adapters.
+    """
+    return _Matcher(model, capture, min_expansion).run()
+
+
+class _Matcher:
+    def __init__(self, model: nn.Module, capture: Capture, min_expansion: float) -> None:
+        self._min_expansion = min_expansion
+        self._linears = {n: c for n in capture.graph.nodes if (c := contraction(n)) is not None}
+        self._results = {linear.result: linear for linear in self._linears.values()}
+        self._live = _reaching(capture.outputs)
+        self._placer = Placer(model, capture)
+        self._total_macs = sum(multiply_adds(node) for node in capture.graph.nodes)
+
+    def run(self) -> tuple[list[FFNSite], list[Skipped]]:
+        sites: dict[tuple[str, ...], FFNSite] = {}
+        skipped: dict[tuple[str, str], Skipped] = {}
+        for down in self._linears.values():
+            candidate = self._trace(down) if down.node in self._live else None
+            if candidate is None:
+                continue
+            key = tuple(name for linear in candidate.linears for name in _parameter_names(linear))
+            try:
+                site = self._site(candidate)
+            except Refused as refusal:
+                path = self._placer.common_path([linear.node for linear in candidate.linears])
+                path = re.sub(r"(\bexperts\b.*?)\.\d+$", r"\1", path)
+                skipped.setdefault((path, str(refusal)), Skipped(path, str(refusal)))
+                continue
+            if key in sites:
+                first = sites[key]
+                shared = first.shared_calls + 1
+                sites[key] = replace(
+                    first, shared_calls=shared, macs_share=first.macs_share + site.macs_share
+                )
+            else:
+                sites[key] = site
+        return list(sites.values()), list(skipped.values())
+
+    def _trace(self, down: Contraction) -> _Candidate | None:
+        """Go back from a linear map to those that feed it; None if it ends no feedforward block."""
+        candidate = self._go_back(down)
+        if candidate is None:
+            return None
+        ups, width = candidate.ups, down.d_in
+        if len({canonical(up.source) for up in ups}) != 1 or ups[0].d_in != down.d_out:
+            return None
+        if not any(_is_nonlinear(node) for node in candidate.region):
+            return None
+        widths = [up.d_out for up in ups]
+        experts = any(_is_expert(linear) for linear in candidate.linears)
+        if not experts and not candidate.obstacles and widths not in ([width], [2 * width], [width, width]):
+            return None
+        return candidate if experts or self._is_residual(candidate) else None
+
+    def _go_back(self, down: Contraction) -> _Candidate | None:
+        ups: dict[fx.Node, Contraction] = {}
+        region: set[fx.Node] = set()
+        obstacles: list[str] = []
+        pending = [down.source]
+        while pending:
+            node = pending.pop()
+            if node in region or node in ups or node.meta["const"]:
+                continue
+            if node in self._results:
+                ups[node] = self._results[node]
+                continue
+            region.add(node)
+            data = [source for source in node.all_input_nodes if not source.meta["const"]]
+            if node.target in CONVOLUTIONS:
+                obstacles.append("a convolution over neighbours lies between the projections")
+                data = data[:1]
+            elif not _keeps_tokens(node) or not data:
+                return None
+            pending += data
+        order = {node: index for index, node in enumerate(self._linears)}
+        found = sorted(ups.values(), key=lambda up: order[up.node])
+        return _Candidate(found, region, down, obstacles) if found else None
+
+    def _is_residual(self, candidate: _Candidate) -> bool:
+        """Whether the result is added to something that the block's input reaches too."""
+        stream = _upstream(candidate.ups[0].source)
+        seen: set[fx.Node] = set()
+        pending = [candidate.down.result]
+        while pending:
+            node = pending.pop()
+            for user in node.users:
+                if user in seen or user not in self._live:
+                    continue
+                seen.add(user)
+                if name_of(user) in {"add", "add_"}:
+                    others = [n for n in user.all_input_nodes if n is not node and not n.meta["const"]]
+                    if any(_same_size(n, node) and _descends(n, stream) for n in others):
+                        return True
+                    pending.append(user)
+                elif is_rearrangement(user) or is_dropout(user) or user.target in NORMS or _scales(user):
+                    pending.append(user)
+        return False
+
+    def _site(self, candidate: _Candidate) -> FFNSite:
+        ups, down = candidate.ups, candidate.down
+        self._refuse(candidate)
+        hidden = hidden_graph(ups, down)
+        kind = _kind(ups, down)
+        activation = name_activation(hidden, kind, down.d_in)
+        placement = self._placer.place(ups, candidate.region, down)
+        name = placement.entry[0]
+        macs = sum(multiply_adds(linear.node) for linear in candidate.linears)
+        index = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+        return FFNSite(
+            name=name,
+            layer=int(index[1]) if index else None,
+            kind=kind,
+            d_model=down.d_out,
+            d_hidden=down.d_in,
+            activation=activation,
+            shared_calls=1,
+            macs_share=macs / self._total_macs,
+            placement=placement,
+            up=tuple(_projection(up) for up in ups),
+            down=_projection(down),
+            hidden=hidden,
+        )
+
+    def _refuse(self, candidate: _Candidate) -> None:
+        """Raise the reason why a candidate cannot be taken, if there is one."""
+        for linear in candidate.linears:
+            if linear.unsupported:
+                raise Refused(linear.unsupported)
+        if any(_is_expert(linear) for linear in candidate.linears):
+            raise Refused("mixture of experts: a router sends each token to some of the blocks")
+        if candidate.obstacles:
+            raise Refused(candidate.obstacles[0])
+        inside = {*candidate.region, *(up.node for up in candidate.ups), *(up.result for up in candidate.ups)}
+        for node in inside:
+            for user in node.users:
+                if user in self._live and user not in inside and user is not candidate.down.node:
+                    raise Refused("its hidden values are also used elsewhere")
+        expansion = candidate.down.d_in / candidate.down.d_out
+        if expansion < self._min_expansion:
+            raise Refused(
+                f"expansion {expansion:.2f} is below {self._min_expansion:g}: a bottleneck adapter "
+                "(lower the least expansion to take it)"
+            )
+
+
+def _kind(ups: list[Contraction], down: Contraction) -> BlockKind:
+    if len(ups) == 2:
+        return BlockKind.GATED
+    return BlockKind.PLAIN if ups[0].d_out == down.d_in else BlockKind.FUSED_GATED
+
+
+def _projection(linear: Contraction) -> Projection:
+    return Projection(linear.matrix(), linear.bias_vector, tuple(_parameter_names(linear)))
+
+
+def _parameter_names(linear: Contraction) -> list[str]:
+    names: list[str] = []
+    pending = [linear.weight, *([linear.bias] if linear.bias else [])]
+    while pending:
+        node = pending.pop(0)
+        if node.op == "get_attr":
+            names.append(str(node.target))
+        pending += node.all_input_nodes
+    return names
+
+
+def _reaching(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """All nodes that `nodes` depend on."""
+    found: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
+
+
+def _keeps_tokens(node: fx.Node) -> bool:
+    """Whether an operation may lie between the projections of a block."""
+    if node.op != "call_function":
+        return False
+    if node.target in NORMS or node.target in REDUCTIONS or is_dropout(node) or name_of(node) == "glu":
+        return True
+    return is_pointwise(node) or is_rearrangement(node)
+
+
+def _is_nonlinear(node: fx.Node) -> bool:
+    return name_of(node) == "glu" or (
+        is_pointwise(node) and not is_linear_pointwise(node) and name_of(node) != "_to_copy"
+    )
+
+
+def _scales(node: fx.Node) -> bool:
+    """Whether a node is linear in its data, or a product of two (a gate computed elsewhere)."""
+    return is_linear_pointwise(node) or name_of(node) in {"mul", "mul_"}
+
+
+def _same_size(one: fx.Node, other: fx.Node) -> bool:
+    return value(one).shape == value(other).shape
+
+
+def _is_expert(linear: Contraction) -> bool:
+    """Whether a map belongs to an expert: part of a bank of weights, or reading tokens picked by a router."""
+    weight = linear.weight
+    while weight.op != "get_attr" and weight.all_input_nodes:
+        weight = weight.all_input_nodes[0]
+    if weight.op == "get_attr" and value(weight).ndim > 2 and linear.axis != 1:
+        return True
+    source = canonical(linear.source)
+    picked = name_of(source) in {"index", "index_select", "gather"} and len(source.all_input_nodes) > 1
+    return picked and not source.all_input_nodes[-1].meta["const"]
+
+
+def _upstream(node: fx.Node) -> set[fx.Node]:
+    """The residual stream behind a block's input: back through norms, sums and shapes, not through maps."""
+    found: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current in found or current.meta["const"]:
+            continue
+        found.add(current)
+        if contraction(current) is None and _keeps_tokens(current):
+            pending += current.all_input_nodes
+    return found
+
+
+def _descends(node: fx.Node, stream: set[fx.Node]) -> bool:
+    seen: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        if current in stream:
+            return True
+        if current not in seen:
+            seen.add(current)
+            pending += current.all_input_nodes
+    return False

@@ -1,0 +1,154 @@
+"""The ops `fffconvert::cmm` and `fffconvert::cmm_backward`: schema, argument rules, shapes, default kernel.
+
+The reference is the default kernel on every device; a native kernel overrides it on its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fffconvert.runtime import reference
+from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.reference import Weights
+
+_WEIGHTS = (
+    "Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor? leaf_constant, "
+    "Tensor? leaf_in_weight, Tensor? leaf_in_bias, Tensor? leaf_gate_weight, Tensor? leaf_gate_bias, "
+    "Tensor? leaf_out_weight"
+)
+_PLAIN = ["leaf_in_weight", "leaf_in_bias", "leaf_out_weight"]
+_GATED = ["leaf_in_weight", "leaf_in_bias", "leaf_gate_weight", "leaf_gate_bias", "leaf_out_weight"]
+
+
+def cmm(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiply conditionally: each token meets the nodes of one path of each tree.
+
+    Differentiable once, through `y` and `logits`; the decisions themselves have no gradient.
+
+    Args:
+        x: [tokens, d_in]
+        weights: The trees; they may be of another dtype than `x` (as under autocast).
+        activation: A key of `ACTIVATIONS`.
+
+    Returns:
+        y: [tokens, d_out] in the dtype of `x`.
+        logits: [tokens, T, D + 1], s at the visited nodes; float32, or float64 if an operand is.
+        leaf: [tokens, T], the leaf reached, int64.
+
+    Raises:
+        RuntimeError: Shapes or dtypes do not fit, or the activation is unknown.
+
+    Reference: arXiv 2311.10770, section 3.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.fffconvert.cmm(x, *weights, activation)
+    return result
+
+
+def check_arguments(x: Tensor, weights: Weights, activation: str) -> None:
+    """Hold the arguments of `cmm` against the op's rules; every kernel starts with this.
+
+    Raises:
+        RuntimeError: A rule is broken; the message says what was found and what was expected.
+    """
+    torch._check(activation in ACTIVATIONS, lambda: f"cmm: unknown activation {activation!r}")
+    tensors = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
+    block = [name for name in tensors if name in _GATED]
+    torch._check(
+        block in ([], _PLAIN, _GATED),
+        lambda: f"cmm: leaf blocks have only {', '.join(block)}; expected {', '.join(_PLAIN)} or all of them",
+    )
+    dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
+    torch._check(
+        len(dtypes) == 1 and weights.in_weight.is_floating_point() and x.is_floating_point(),
+        lambda: f"cmm: x is {x.dtype}, weights are {', '.join(dtypes)}; expected floats, the weights of one dtype",
+    )
+    for name, rank in (("in_weight", 3), ("out_weight", 3), ("leaf_out_weight", 4)):
+        if name in tensors:
+            _check_shape(name, tensors[name], f"{rank} axes", tensors[name].dim() == rank)
+    trees, nodes, d_in = weights.in_weight.shape
+    leaves = nodes + 1
+    complete = nodes > 0 and nodes & leaves == 0
+    _check_shape("in_weight", weights.in_weight, "[T, 2^(D + 1) - 1, d_in]", complete)
+    _check_shape("x", x, f"[tokens, {d_in}]", x.dim() == 2 and x.shape[1] == d_in)
+    rows, d_out = weights.out_weight.shape[1:]
+    width = weights.leaf_out_weight.shape[2] if weights.leaf_out_weight is not None else 0
+    shapes = {
+        "in_bias": (trees, nodes),
+        "out_weight": (trees, 2 * nodes if rows == 2 * nodes else nodes, d_out),
+        "leaf_constant": (trees, leaves, d_out),
+        "leaf_in_weight": (trees, leaves, width, d_in),
+        "leaf_in_bias": (trees, leaves, width),
+        "leaf_gate_weight": (trees, leaves, width, d_in),
+        "leaf_gate_bias": (trees, leaves, width),
+        "leaf_out_weight": (trees, leaves, width, d_out),
+    }
+    for name, shape in shapes.items():
+        if name in tensors:
+            _check_shape(name, tensors[name], str(list(shape)), tensors[name].shape == shape)
+
+
+def _check_shape(name: str, tensor: Tensor, expected: str, fits: bool) -> None:
+    torch._check(fits, lambda: f"cmm: {name} is {list(tensor.shape)}; expected {expected}")
+
+
+torch.library.define(
+    "fffconvert::cmm", f"(Tensor x, {_WEIGHTS}, str activation) -> (Tensor y, Tensor logits, Tensor leaf)"
+)
+
+
+@torch.library.register_fake("fffconvert::cmm")
+def _cmm_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, activation = rest
+    weights = Weights(*tensors)
+    check_arguments(x, weights, activation)
+    visits = (x.shape[0], weights.in_weight.shape[0])
+    y = x.new_empty(x.shape[0], weights.out_weight.shape[2])
+    logits = x.new_empty(*visits, weights.depth + 1, dtype=weights.compute_dtype(x))
+    return y, logits, x.new_empty(visits, dtype=torch.int64)
+
+
+@torch.library.impl("fffconvert::cmm", "default")
+def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, activation = rest
+    weights = Weights(*tensors)
+    check_arguments(x, weights, activation)
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.forward(x, weights, activation)
+
+
+torch.library.define(
+    "fffconvert::cmm_backward",
+    f"(Tensor grad_y, Tensor grad_logits, Tensor x, {_WEIGHTS}, Tensor logits, Tensor leaf, str activation)"
+    " -> Tensor[]",
+)
+
+
+@torch.library.register_fake("fffconvert::cmm_backward")
+def _cmm_backward_fake(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+    *weights, _logits, _leaf, _activation = rest
+    return [tensor.new_empty(tensor.shape) for tensor in (x, *weights) if tensor is not None]
+
+
+@torch.library.impl("fffconvert::cmm_backward", "default")
+def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+    *tensors, logits, leaf, activation = rest
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.backward(grad_y, grad_logits, x, Weights(*tensors), logits, leaf, activation)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.activation = inputs
+    _, logits, leaf = output
+    ctx.save_for_backward(*tensors, logits, leaf)
+
+
+def _differentiate(ctx: Any, grad_y: Tensor, grad_logits: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, logits, leaf = ctx.saved_tensors
+    grads = iter(torch.ops.fffconvert.cmm_backward(grad_y, grad_logits, *inputs, logits, leaf, ctx.activation))
+    return *(None if tensor is None else next(grads) for tensor in inputs), None
+
+
+torch.library.register_autograd("fffconvert::cmm", _differentiate, setup_context=_save)

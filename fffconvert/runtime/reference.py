@@ -1,0 +1,297 @@
+"""Conditional matrix multiplication in plain torch: the specification of the op, on any device.
+
+At every level a token meets one node of each tree, at place `path` of the level's 2^level; its decision
+leads to place `2 path + [s > 0]` of the next level. The place after the last level is the leaf, so the path
+at any level is the leaf shifted right.
+
+All is computed in float32 at least (float64 if an operand is).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fffconvert.runtime.activations import ACTIVATIONS, Activation
+
+PART_BYTES = 64 << 20
+"""Tokens go in parts, so that no tensor of rows gathered for them is larger (but one token always goes)."""
+DENSE_ROWS = 32
+"""A level of at most so many rows per tree is a dense product, of which each token keeps its own row's."""
+
+
+class LeafBlock(NamedTuple):
+    """The leaf blocks' weights and biases; `gate` only where they are gated."""
+
+    up: tuple[Tensor, Tensor]
+    gate: tuple[Tensor, Tensor] | None
+    out: Tensor
+
+
+class Weights(NamedTuple):
+    """Parameters of the trees of one layer, all of one dtype.
+
+    T trees of depth D have N = 2^(D+1) - 1 nodes in heap order and 2^(D+1) leaves. There is an output row per
+    node (B = 1) or per branch (B = 2: branch b of node n has row 2n + b).
+
+    Attributes:
+        in_weight: [T, N, d_in]
+        in_bias: [T, N]
+        out_weight: [T, B * N, d_out]
+        leaf_constant: [T, leaves, d_out], added at the end of a path.
+        leaf_in_weight: [T, leaves, L, d_in]; this, its bias and `leaf_out_weight` are a dense block per leaf.
+        leaf_in_bias: [T, leaves, L]
+        leaf_gate_weight: [T, leaves, L, d_in]; with its bias, what the activation is multiplied by.
+        leaf_gate_bias: [T, leaves, L]
+        leaf_out_weight: [T, leaves, L, d_out]
+    """
+
+    in_weight: Tensor
+    in_bias: Tensor
+    out_weight: Tensor
+    leaf_constant: Tensor | None = None
+    leaf_in_weight: Tensor | None = None
+    leaf_in_bias: Tensor | None = None
+    leaf_gate_weight: Tensor | None = None
+    leaf_gate_bias: Tensor | None = None
+    leaf_out_weight: Tensor | None = None
+
+    @property
+    def depth(self) -> int:
+        """Depth D of the trees."""
+        return int(self.in_weight.shape[1]).bit_length() - 1
+
+    @property
+    def branches(self) -> int:
+        """Output rows per node, B."""
+        return self.out_weight.shape[1] // self.in_weight.shape[1]
+
+    @property
+    def leaf_block(self) -> LeafBlock | None:
+        """The dense blocks at the leaves, if there are any."""
+        if self.leaf_in_weight is None or self.leaf_in_bias is None or self.leaf_out_weight is None:
+            return None
+        gated = self.leaf_gate_weight is not None and self.leaf_gate_bias is not None
+        gate = (self.leaf_gate_weight, self.leaf_gate_bias) if gated else None
+        return LeafBlock((self.leaf_in_weight, self.leaf_in_bias), gate, self.leaf_out_weight)
+
+    def compute_dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype of logits and sums for the input `x`."""
+        return torch.promote_types(torch.promote_types(x.dtype, self.in_weight.dtype), torch.float32)
+
+
+def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Send each token down one path of each tree.
+
+    Args:
+        x: [tokens, d_in]
+        weights: The trees.
+        activation: A key of `ACTIVATIONS`.
+
+    Returns:
+        y: [tokens, d_out] in the dtype of `x`.
+        logits: [tokens, T, D + 1], s at the visited nodes, in the computing dtype.
+        leaf: [tokens, T], the leaf reached, int64.
+
+    Reference: arXiv 2311.10770, section 3; arXiv 2308.14711 for leaf blocks.
+    """
+    act, branches, levels = ACTIVATIONS[activation], weights.branches, weights.depth + 1
+    dtype, x = x.dtype, x.to(weights.compute_dtype(x))
+    y = x.new_zeros(len(x), weights.out_weight.shape[2])
+    tree = torch.arange(len(weights.in_weight), device=x.device)
+    path = tree.new_zeros(len(x), len(tree))
+    logits = x.new_empty(*path.shape, levels)
+    for k in range(levels):
+        nodes = _level(k)
+        s = _dot_rows(weights.in_weight[:, nodes], path, x) + weights.in_bias[:, nodes][tree, path]
+        logits[:, :, k] = s
+        below = 2 * path + (s > 0)
+        row = below if branches == 2 else path
+        _add_rows(y, weights.out_weight[:, _level(k, branches)], row, act.fn(s))
+        path = below
+    if weights.leaf_constant is not None:
+        _add_rows(y, weights.leaf_constant, path, x.new_ones(path.shape))
+    if (block := weights.leaf_block) is not None:
+        for at, tokens in _arrivals(path, block.out.shape[1]):
+            up, gate = _leaf_hidden(x[tokens], block, at)
+            y.index_add_(0, tokens, (act.fn(up) * gate) @ block.out[at].to(x.dtype))
+    return y.to(dtype), logits, path
+
+
+def backward(
+    grad_y: Tensor,
+    grad_logits: Tensor,
+    x: Tensor,
+    weights: Weights,
+    logits: Tensor,
+    leaf: Tensor,
+    activation: str,
+) -> list[Tensor]:
+    """Differentiate `forward` along the paths taken: only visited rows receive a gradient.
+
+    Args:
+        grad_y: [tokens, d_out]
+        grad_logits: [tokens, T, D + 1]
+        x: [tokens, d_in]
+        weights: The trees.
+        logits: [tokens, T, D + 1], from `forward`.
+        leaf: [tokens, T], from `forward`.
+        activation: A key of `ACTIVATIONS`.
+
+    Returns:
+        The gradients of `x` and of each tensor given in `weights`, in that order.
+    """
+    act, depth, branches = ACTIVATIONS[activation], weights.depth, weights.branches
+    dtype, x = x.dtype, x.to(weights.compute_dtype(x))
+    grad_y = grad_y.to(x.dtype)
+    grad_x = x.new_zeros(x.shape)
+    grads = Weights._make(None if w is None else x.new_zeros(w.shape) for w in weights)
+    for k in range(depth + 1):
+        nodes, rows = _level(k), _level(k, branches)
+        path = leaf >> (depth + 1 - k)
+        row = leaf >> (depth - k) if branches == 2 else path
+        s = logits[:, :, k]
+        grad_s = grad_logits[:, :, k] + act.derivative(s) * _dot_rows(weights.out_weight[:, rows], row, grad_y)
+        _add_rows(grad_x, weights.in_weight[:, nodes], path, grad_s)
+        _add_to_rows(grads.in_weight, nodes, path, grad_s, x)
+        _add_to_rows(grads.in_bias[:, :, None], nodes, path, grad_s, x.new_ones(len(x), 1))
+        _add_to_rows(grads.out_weight, rows, row, act.fn(s), grad_y)
+    if grads.leaf_constant is not None:
+        ends = slice(0, 2 << depth)
+        _add_to_rows(grads.leaf_constant, ends, leaf, x.new_ones(leaf.shape), grad_y)
+    if (block := weights.leaf_block) is not None and (grad_block := grads.leaf_block) is not None:
+        for at, tokens in _arrivals(leaf, 2 << depth):
+            part, grad_part = x[tokens], grad_y[tokens]
+            up, gate = _leaf_hidden(part, block, at)
+            a = act.fn(up)
+            grad_hidden = grad_part @ block.out[at].to(x.dtype).T
+            grad_block.out[at] = (a * gate).T @ grad_part
+            grad_up = grad_hidden * gate * act.derivative(up)
+            grad_x.index_add_(0, tokens, _affine_backward(grad_up, part, block.up, grad_block.up, at))
+            if block.gate is not None and grad_block.gate is not None:
+                grad_gate = grad_hidden * a
+                grad_x.index_add_(0, tokens, _affine_backward(grad_gate, part, block.gate, grad_block.gate, at))
+    return [grad_x.to(dtype), *(grad.to(weights.in_weight.dtype) for grad in grads if grad is not None)]
+
+
+def _level(k: int, rows_per_node: int = 1) -> slice:
+    """The rows of the nodes of level k."""
+    return slice(rows_per_node * (2**k - 1), rows_per_node * (2 ** (k + 1) - 1))
+
+
+def _parts(x: Tensor, numbers: int) -> Iterator[slice]:
+    """Split the tokens of `x` so that so many numbers for each of them stay within `PART_BYTES`."""
+    size = max(1, PART_BYTES // (numbers * x.element_size()))
+    for start in range(0, len(x), size):
+        yield slice(start, start + size)
+
+
+def _dot_rows(rows: Tensor, index: Tensor, x: Tensor) -> Tensor:
+    """Multiply each token with one row of each tree.
+
+    Args:
+        rows: [trees, rows, d]
+        index: [tokens, trees]
+        x: [tokens, d]
+
+    Returns:
+        [tokens, trees]
+    """
+    trees, count, d = rows.shape
+    products = x.new_empty(index.shape)
+    if count <= DENSE_ROWS:
+        dense = rows.reshape(-1, d).to(x.dtype).T
+        for part in _parts(x, trees * count):
+            every = (x[part] @ dense).view(-1, trees, count)
+            products[part] = every.gather(2, index[part, :, None])[:, :, 0]
+    else:
+        tree = torch.arange(trees, device=x.device)
+        for part in _parts(x, trees * d):
+            products[part] = torch.linalg.vecdot(rows[tree, index[part]].to(x.dtype), x[part, None])
+    return products
+
+
+def _add_rows(out: Tensor, rows: Tensor, index: Tensor, factor: Tensor) -> None:
+    """Add to each token of `out` one row of each tree times its factor.
+
+    Args:
+        out: [tokens, d]
+        rows: [trees, rows, d]
+        index: [tokens, trees]
+        factor: [tokens, trees]
+    """
+    trees, count, d = rows.shape
+    if count <= DENSE_ROWS:
+        dense = rows.reshape(-1, d).to(out.dtype)
+        for part in _parts(out, trees * count):
+            out[part] += _spread(index[part], factor[part], count) @ dense
+    else:
+        tree = torch.arange(trees, device=out.device)
+        for part in _parts(out, trees * d):
+            out[part] += (factor[part, None] @ rows[tree, index[part]].to(out.dtype))[:, 0]
+
+
+def _add_to_rows(grad: Tensor, level: slice, index: Tensor, factor: Tensor, x: Tensor) -> None:
+    """Add each token times its factor to one row of each tree.
+
+    Args:
+        grad: [trees, all rows, d], contiguous.
+        level: The rows that `index` counts from.
+        index: [tokens, trees]
+        factor: [tokens, trees]
+        x: [tokens, d]
+    """
+    trees, total, d = grad.shape
+    count = level.stop - level.start
+    if count <= DENSE_ROWS:
+        for part in _parts(x, trees * count):
+            grad[:, level] += (_spread(index[part], factor[part], count).T @ x[part]).view(trees, count, d)
+    else:
+        flat_index = index + torch.arange(level.start, trees * total, total, device=x.device)
+        for part in _parts(x, trees * d):
+            terms = factor[part, :, None] * x[part, None]
+            grad.view(-1, d).index_add_(0, flat_index[part].flatten(), terms.view(-1, d))
+
+
+def _spread(index: Tensor, factor: Tensor, count: int) -> Tensor:
+    """Write each factor at its index among zeros: [tokens, trees * count]."""
+    zeros = factor.new_zeros(*index.shape, count)
+    return zeros.scatter_(2, index[:, :, None], factor[:, :, None]).flatten(1)
+
+
+def _arrivals(leaf: Tensor, leaves: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """The tokens [m] that arrive at each visited (tree, leaf)."""
+    trees = leaf.shape[1]
+    place = (leaf + leaves * torch.arange(trees, device=leaf.device)).flatten()
+    place, order = place.sort(stable=True)
+    places, counts = place.unique_consecutive(return_counts=True)
+    for p, tokens in zip(places.tolist(), (order // trees).split(counts.tolist()), strict=True):
+        yield divmod(p, leaves), tokens
+
+
+def _leaf_hidden(x: Tensor, block: LeafBlock, at: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The neurons of one leaf before the activation, and the gate (ones if there is none): [m, L] each."""
+    up = _affine(x, block.up, at)
+    return up, torch.ones_like(up) if block.gate is None else _affine(x, block.gate, at)
+
+
+def _affine(x: Tensor, parameters: tuple[Tensor, Tensor], at: tuple[int, int]) -> Tensor:
+    weight, bias = parameters
+    return F.linear(x, weight[at].to(x.dtype), bias[at].to(x.dtype))
+
+
+def _affine_backward(
+    grad: Tensor,
+    x: Tensor,
+    parameters: tuple[Tensor, Tensor],
+    grad_parameters: tuple[Tensor, Tensor],
+    at: tuple[int, int],
+) -> Tensor:
+    """Store the gradients of one leaf's weight and bias; return that of `x`: [m, d_in]."""
+    grad_parameters[0][at] = grad.T @ x
+    grad_parameters[1][at] = grad.sum(0)
+    return grad @ parameters[0][at].to(x.dtype)

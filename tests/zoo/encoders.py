@@ -1,0 +1,100 @@
+"""Text encoders."""
+
+from __future__ import annotations
+
+from zoo.case import Case, fused, hf, plain, text
+
+BERT = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+}
+GELU = (plain(2, 24, 40, "gelu"),)
+
+ENCODERS: list[Case] = [
+    hf("bert", "BertForMaskedLM", GELU, text, **BERT),
+    hf("bert-classifier", "BertForSequenceClassification", GELU, text, **BERT, num_labels=24),
+    hf("roberta", "RobertaForMaskedLM", GELU, text, **BERT),
+    hf(
+        "distilbert",
+        "DistilBertForMaskedLM",
+        GELU,
+        text,
+        vocab_size=61,
+        dim=24,
+        hidden_dim=40,
+        n_layers=2,
+        n_heads=2,
+        max_position_embeddings=32,
+    ),
+    hf(
+        "albert",
+        "AlbertForMaskedLM",
+        [plain(1, 24, 40, "gelu_tanh", calls=3)],
+        text,
+        **BERT | {"embedding_size": 16, "num_hidden_layers": 3},
+    ),
+    hf("electra", "ElectraForPreTraining", GELU, text, **BERT, embedding_size=16),
+    hf("mpnet", "MPNetForMaskedLM", GELU, text, **BERT),
+    hf(
+        "deberta",
+        "DebertaForMaskedLM",
+        GELU,
+        text,
+        **BERT,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+    ),
+    hf(
+        "deberta-v2",
+        "DebertaV2ForMaskedLM",
+        GELU,
+        text,
+        **BERT,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        position_buckets=8,
+        conv_kernel_size=3,
+    ),
+    hf(
+        "modernbert",
+        "ModernBertForMaskedLM",
+        [fused(2, 24, 40, "gelu")],
+        text,
+        **BERT,
+        pad_token_id=0,
+        cls_token_id=1,
+        sep_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    hf(
+        "xlnet",
+        "XLNetModel",
+        GELU,
+        text,
+        vocab_size=61,
+        d_model=24,
+        n_layer=2,
+        n_head=2,
+        d_inner=40,
+    ),
+    hf(
+        "funnel",
+        "FunnelForMaskedLM",
+        [plain(5, 24, 40, "gelu_tanh")],
+        text,
+        vocab_size=61,
+        block_sizes=[2, 2],
+        num_decoder_layers=1,
+        d_model=24,
+        n_head=2,
+        d_head=12,
+        d_inner=40,
+    ),
+    hf("longformer", "LongformerForMaskedLM", GELU, text, **BERT, attention_window=4),
+    hf("esm", "EsmForMaskedLM", GELU, text, **BERT, mask_token_id=4, pad_token_id=1),
+]

@@ -1,0 +1,177 @@
+"""A tiny random model of any config type that transformers has."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+from zoo.overrides import CLASSES, OVERRIDES
+
+WIDTH, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCABULARY = 64, 4, 2, 16, 2, 99
+
+BOUNDS: dict[str, int] = {
+    r"codebook_size": 64,
+    r".*vocab_size.*": VOCABULARY,
+    r".*(intermediate_size|intermediate_dim|ffn_dim|ff_dim|mlp_dim|ffn_size|hidden_size_mlp)": 96,
+    r"ffn_hidden_size|d_ff|n_inner|d_inner|dim_feedforward": 96,
+    r".*(hidden|embed|embedding|emb|projection|proj|output)_(size|dim)|.*_d_model|.*cross_attention_dim": WIDTH,
+    r"d_model|n_embd|dim|width": WIDTH,
+    r".*(key_value_heads|kv_heads|n_head_kv)": KV_HEADS,
+    r".*(attention_heads|num_heads|n_head|n_heads|heads)": HEADS,
+    r".*(rope_head_dim|rotary_dim)": HEAD_DIM // 2,
+    r"qk_head_dim": HEAD_DIM + HEAD_DIM // 2,
+    r".*(head_dim|dim_head|head_size)|d_kv|attention_key_size": HEAD_DIM,
+    r".*_rank": 16,
+    r"((num|n)_)?(.*_)?(layers?|depth)|depth|n_blocks|num_blocks": LAYERS,
+    r".*image_size|img_size": 32,
+    r"patch_size": 8,
+    r"(num|n)_(local_|routed_)?experts|moe_num_experts": 4,
+    r"num_experts_per_tok(en)?|(moe_)?top_?k|moe_k": 2,
+    r"n_group": 2,
+    r"topk_group": 1,
+    r"sliding_window|window_size": 4,
+    r".*max_position_embeddings|n_positions|max_(source|target)_positions": 128,
+    r"num_queries|num_query_tokens|num_latents": 5,
+}
+"""Upper bounds of numbers by the name of their field; the first pattern that matches holds."""
+DEPTH = r"num_hidden_layers|n_layers?|num_layers|depth"
+INDICES = r".*(_index(es)?|_indices|_idx|feature_layers?|layer_ids?)"
+DEPTHS = r".*depths|.*num_blocks|blocks_per_stage|layers"
+
+
+def all_model_types() -> list[str]:
+    """Every config type of the installed transformers."""
+    return list(CONFIG_MAPPING_NAMES)
+
+
+def heads(model_type: str) -> dict[str, str]:
+    """Names of the classes by the mapping that lists them: "" is AutoModel's, CAUSAL_LM, MASKED_LM and so on."""
+    found = {}
+    for name in sorted(dir(modeling_auto), key=len):
+        mapping = re.fullmatch(r"MODEL_(?:FOR_(\w+)_)?MAPPING_NAMES", name)
+        if mapping and model_type in getattr(modeling_auto, name):
+            classes = getattr(modeling_auto, name)[model_type]
+            found[mapping[1] or ""] = classes if isinstance(classes, str) else classes[0]
+    return found
+
+
+def model_class(model_type: str) -> type[PreTrainedModel]:
+    """AutoModel's class for the type; else one with a head; else the one whose config has this type."""
+    if model_type in CLASSES:
+        return getattr(transformers, CLASSES[model_type])
+    config_class = CONFIG_MAPPING[model_type]
+    module = importlib.import_module(config_class.__module__.replace(".configuration_", ".modeling_"))
+    named = heads(model_type)
+    if named:
+        name = named.get("", next(iter(named.values())))
+        return getattr(module, name, None) or getattr(transformers, name)
+    classes = [
+        cls
+        for name, cls in vars(module).items()
+        if inspect.isclass(cls) and issubclass(cls, PreTrainedModel)
+        and cls.config_class is config_class and not name.endswith("PreTrainedModel")
+    ]
+    if not classes:
+        raise LookupError("no model class")
+    return min(classes, key=lambda cls: (not cls.__name__.endswith("Model"), len(cls.__name__)))
+
+
+def tiny_config(model_type: str) -> PreTrainedConfig:
+    """The type's default config with every size small."""
+    return _Shrinker(OVERRIDES.get(model_type, {})).shrink(CONFIG_MAPPING[model_type]())
+
+
+def tiny_model(model_type: str) -> nn.Module:
+    """A model with small random parameters, in eval mode."""
+    torch.manual_seed(0)
+    model = model_class(model_type)(tiny_config(model_type))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():  # a layer scale of 1e-6 would hide a wrong block
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return model.eval()
+
+
+class _Shrinker:
+    """Rebuilds configs from small values, special tokens renumbered alike in all of them."""
+
+    def __init__(self, overrides: dict[str, Any]) -> None:
+        self.overrides = overrides
+        self.special: dict[int, int] = {}
+
+    def shrink(self, config: PreTrainedConfig, path: str = "") -> PreTrainedConfig:
+        values = {}
+        given = {f.name: (vars(config).get(f.name), f.default) for f in dataclasses.fields(config) if f.init}
+        layers = next((v for name, (v, _) in given.items() if re.fullmatch(DEPTH, name) and isinstance(v, int)), 0)
+        kept = _kept_layers([v for v, _ in given.values() if _names(v) and len(v) == layers], layers)
+        for name, (value, default) in given.items():
+            if isinstance(value, PreTrainedConfig):
+                values[name] = self.shrink(value, f"{path}{name}.")
+            elif isinstance(value, (list, tuple)) and len(value) == layers > len(kept) and (default is not None or _names(value)):
+                values[name] = type(value)(value[i] for i in kept)
+            elif default is not None:  # what is None by default follows from the rest
+                values[name] = self.shrunk(name, value, vars(config), len(kept))
+        values |= {
+            key.removeprefix(path): value
+            for key, value in self.overrides.items()
+            if key.startswith(path) and "." not in key.removeprefix(path)
+        }
+        return type(config)(**values)
+
+    def shrunk(self, name: str, value: Any, config: dict[str, Any], layers: int) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return self.number(name, value, config, layers)
+        if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
+            if re.fullmatch(INDICES, name) and "out_" not in name and layers:
+                return type(value)(dict.fromkeys(min(v, layers - 1) if v >= 0 else max(v, -layers) for v in value))
+            if re.fullmatch(DEPTHS, name):
+                return type(value)(min(v, 1) for v in value)
+        if name == "rope_parameters" and isinstance(value, dict):
+            return {k: self.rope(v, config) if isinstance(v, dict) else v for k, v in self.rope(value, config).items()}
+        return value
+
+    def number(self, name: str, value: int, config: dict[str, Any], layers: int) -> int:
+        if re.search(r"_token_(id|index)$", name):
+            return value if value < VOCABULARY - 30 else self.special.setdefault(value, VOCABULARY - 1 - len(self.special))
+        if re.fullmatch(DEPTH, name) and layers:
+            return layers
+        if name in ("window_size", "sliding_window") and value in (112,):  # in pixels, not in patches
+            return 32
+        if re.search("key_value_heads|kv_heads", name) and value == config.get("num_attention_heads"):
+            return min(value, HEADS)
+        if name == "embed_dim" and isinstance(config.get("num_heads"), (list, tuple)):
+            return HEAD_DIM * config["num_heads"][0]
+        if name == "head_dim" and value == config.get("qk_rope_head_dim"):
+            return min(value, HEAD_DIM // 2)
+        return min(value, next((bound for pattern, bound in BOUNDS.items() if re.fullmatch(pattern, name)), value))
+
+    def rope(self, rope: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+        sections = rope.get("mrope_section")
+        if not sections:
+            return rope
+        full = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        total = sum(sections) * HEAD_DIM // full
+        small = [section * HEAD_DIM // full for section in sections]
+        small[-1] += total - sum(small)
+        return rope | {"mrope_section": small}
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _kept_layers(kinds: list[list[str]], layers: int) -> list[int]:
+    """The first layer of every kind, at least two and at most four layers."""
+    first = list({kind: index for index, kind in reversed(list(enumerate(zip(*kinds, strict=True))))}.values())
+    others = [index for index in range(layers) if index not in first]
+    return sorted(sorted(first)[:4] + others[: max(0, LAYERS - len(first))])
