@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
 from typing import Any
 
 from fffconvert.errors import FFFError
-from fffconvert.locate import FFNSite
+from fffconvert.locate import Sites
 from fffconvert.runtime.activations import ACTIVATIONS
 
 MAX_DEPTH = 20
@@ -66,7 +68,9 @@ class FFFSpec:
         if not isinstance(self.feature_axis, int) or self.feature_axis not in (-1, 1):
             raise FFFError(f"feature_axis is {self.feature_axis!r}; expected -1 or 1")
         if self.activation not in ACTIVATIONS:
-            raise FFFError(f"unknown activation {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+            raise FFFError(
+                f"unknown activation {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}"
+            )
 
     @property
     def nodes(self) -> int:
@@ -122,3 +126,77 @@ class FFFSpec:
         if missing:
             raise FFFError(f"an FFF layer's specification lacks {', '.join(missing)}")
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+class LayerForm(str, Enum):
+    """Which form of FFF layer takes a block's place."""
+
+    BRANCH = "branch"
+    """An output row for each branch of a node and a constant for each path: the better fit."""
+    PAPER = "paper"
+    """One output row for each node, as published. Reference: arXiv 2311.10770, section 3."""
+
+
+def select(sites: Sites, modules: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> Sites:
+    """The blocks whose names match the patterns.
+
+    Args:
+        sites: All blocks of a model.
+        modules: Names of all its modules, for the error messages.
+        include: Shell-style patterns, matched against a block's whole name or any part between dots; a
+            block must match one of them. Empty for all.
+        exclude: Patterns of blocks to leave as they are.
+
+    Raises:
+        FFFError: Nothing is left to convert; the message says which of the ways it came to that.
+    """
+    if not sites:
+        why = "; ".join(f"{skip.name or 'the model'}: {skip.reason}" for skip in sites.skipped[:3])
+        raise FFFError(
+            "the model has no feedforward block that can be converted"
+            + (f" ({why})" if why else ": no linear, activation, linear beside a residual stream was found")
+            + "; see fffconvert inspect"
+        )
+    for flag, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if any(_matches(site.name, pattern) for site in sites):
+                continue
+            if any(_matches(name, pattern) for name in modules):
+                raise FFFError(
+                    f"--{flag} {pattern!r} matches modules of the model, but none that is a feedforward block; "
+                    f"blocks are named like {sites[0].name!r}"
+                )
+            raise FFFError(f"--{flag} {pattern!r} matches nothing; blocks are named like {sites[0].name!r}")
+    included = [s for s in sites if not include or any(_matches(s.name, pattern) for pattern in include)]
+    kept = [s for s in included if not any(_matches(s.name, pattern) for pattern in exclude)]
+    if not kept:
+        raise FFFError(f"--exclude leaves none of the {len(included)} blocks; exclude fewer")
+    return Sites(kept, sites.skipped)
+
+
+def plan(sites: Sites, *, depth: int, trees: int = 1, trunk: int = 0, form: LayerForm) -> dict[str, FFFSpec]:
+    """One specification per block, all of the same budget.
+
+    Raises:
+        FFFError: A number is out of range.
+    """
+    return {
+        site.name: FFFSpec(
+            d_in=site.d_model,
+            d_out=site.d_model,
+            depth=depth,
+            trees=trees,
+            trunk=trunk,
+            branch_outputs=form is LayerForm.BRANCH,
+            activation=site.activation if site.activation in ACTIVATIONS else "gelu",
+            feature_axis=site.placement.feature_axis,
+        )
+        for site in sites
+    }
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern matches a name, or some whole parts of it between dots."""
+    return any(
+        fnmatchcase(f".{name}.", f"{before}.{pattern}.{after}") for before in ("", "*") for after in ("", "*")
+    )

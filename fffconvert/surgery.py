@@ -100,7 +100,9 @@ def _difference(
     try:
         found = _run(model, inputs)
     except Exception as error:  # whatever a foreign forward raises is a reason not to touch it
-        return f"the model fails with the block replaced ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return (
+            f"the model fails with the block replaced ({type(error).__name__}: {str(error).splitlines()[0]})"
+        )
     finally:
         record.undo()
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
-from zoo import ARCHITECTURES, Case, run
+import torch.nn.functional as F
+from transformers.pytorch_utils import Conv1D
+from zoo import ARCHITECTURES, HANDWRITTEN, Case, Expected, run
 
-CASES = ARCHITECTURES
+CASES = ARCHITECTURES + HANDWRITTEN
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+    "silu": F.silu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x) ** 2,
+    "sigmoid": torch.sigmoid,
+    "mish": F.mish,
+    "elu": F.elu,
+}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -58,6 +72,55 @@ def test_every_block_matters_to_the_output(case: Case):
                 weight.zero_()
                 assert not torch.allclose(output, run(model, inputs), atol=1e-5)
                 weight.copy_(kept)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.blocks], ids=str)
+def test_activation_is_the_named_one(case: Case):
+    """What the down-projections read is the activation of what the up-projections gave.
+
+    Only projections that are modules can be seen, and some of the hand-written models have none.
+    """
+    model = case.build()
+    expected = {(b.d_model, b.d_hidden): b for b in case.blocks}
+    ups: dict[tuple[int, int], list[torch.Tensor]] = {}
+    matches: Counter[tuple[int, int]] = Counter()
+
+    def look(module: torch.nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        axis = 1 if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d) else -1
+        x, y = args[0].detach().clone().movedim(axis, -1), output.detach().clone().movedim(axis, -1)
+        for (d_model, d_hidden), block in expected.items():
+            width = 2 * d_hidden if block.kind == "fused gated" else d_hidden
+            if (x.shape[-1], y.shape[-1]) == (d_model, width):
+                ups.setdefault((d_model, d_hidden), []).append(y)
+            elif (x.shape[-1], y.shape[-1]) == (d_hidden, d_model):
+                projected = ups[d_model, d_hidden]
+                if block.activation != "custom":
+                    hidden = [values.reshape(x.shape) for values in candidates(block, projected)]
+                    assert any(torch.allclose(x, values, atol=1e-5) for values in hidden)
+                matches[d_model, d_hidden] += 1
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d | Conv1D):
+            module.register_forward_hook(look)
+    model.train()
+    run(model, case.inputs())
+    for widths, block in expected.items():
+        unseen = {0} if case in HANDWRITTEN else set()
+        assert matches[widths] in {block.count * block.calls} | unseen
+
+
+def candidates(block: Expected, projected: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The hidden values that a block of this kind may have computed from the latest up-projections."""
+    act = ACTIVATIONS[block.activation]
+    if block.kind == "plain":
+        yield act(projected[-1])
+        return
+    pairs = [projected[-2:]] if block.kind == "gated" else [projected[-1].chunk(2, -1)]
+    if block.kind == "fused gated":
+        pairs.append((projected[-1][..., ::2], projected[-1][..., 1::2]))
+    for first, second in pairs:
+        yield act(first) * second
+        yield first * act(second)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.refused], ids=str)

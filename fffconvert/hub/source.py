@@ -85,19 +85,19 @@ def _in_package(name: str) -> Path:
     ending = PurePosixPath(wanted).parts
     found = [path for path in models if not ending or PurePosixPath(path).parts[-len(ending) :] == ending]
     if len(found) == 1:
-        return Path(str(models[found[0]]))
+        return models[found[0]]
     choices = ", ".join(f"pkg:{dist}/{path}" for path in sorted(found or models)) or "none"
     raise FFFError(f"{name} names {len(found)} models, expected one; models in that package: {choices}")
 
 
-def _models(files: Iterable[importlib.metadata.PackagePath]) -> dict[str, object]:
+def _models(files: Iterable[importlib.metadata.PackagePath]) -> dict[str, Path]:
     """Model folders and GGUF files among a package's files, by their path inside it."""
     listed = {str(file): file for file in files}
-    models: dict[str, object] = {}
+    models: dict[str, Path] = {}
     for path, file in listed.items():
         pure = PurePosixPath(path)
         if pure.suffix == ".gguf":
-            models[path] = file.locate()
+            models[path] = Path(str(file.locate()))
         elif any(pure.match(pattern) for pattern in WEIGHTS) and str(pure.parent / "config.json") in listed:
             models[str(pure.parent)] = Path(str(file.locate())).parent
     return models

@@ -135,10 +135,15 @@ class _Builder:
 
     def _norm(self, node: fx.Node) -> _Value:
         source = self.settled(node.all_input_nodes[0])
+        if node.target is not torch.ops.aten.native_layer_norm.default:
+            raise Refused(f"{name_of(node)} between the projections does not run over the hidden layer")
         _, shape, weight, bias, eps = node.args
         if list(shape) != [source.width] or source.axis != value(node.all_input_nodes[0]).ndim - 1:  # type: ignore[call-overload, arg-type]
             raise Refused("a norm between the projections does not run over the hidden layer")
-        constants = [self._constant(c, source) if isinstance(c, fx.Node) else None for c in (weight, bias)]
+        ndim = source.axis + 1
+        constants = [
+            self._constant(c, source, ndim) if isinstance(c, fx.Node) else None for c in (weight, bias)
+        ]
         norm = self.graph.call_function(node.target, (source.node, [source.width], *constants, eps))
         return _Value(self.graph.call_function(operator.getitem, (norm, 0)), source.width, source.axis)
 
@@ -177,11 +182,10 @@ class _Builder:
         kwargs = fx.node.map_arg(dict(node.kwargs), convert)
         return _Value(self.graph.call_function(target, args, kwargs), widest.width, widest.axis)  # type: ignore[arg-type]
 
-    def _constant(self, node: fx.Node, like: _Value, ndim: int | None = None) -> fx.Node:
-        """A recorded constant as a vector over the features, or a number."""
+    def _constant(self, node: fx.Node, like: _Value, ndim: int) -> fx.Node:
+        """A constant that is combined with a tensor of `ndim` axes, as a vector over features or a number."""
         tensor = value(node).detach()
-        ndim = tensor.ndim if ndim is None else ndim
-        axis = like.axis if tensor.ndim == ndim else like.axis - (ndim - tensor.ndim)
+        axis = like.axis - (ndim - tensor.ndim)
         others = [size for i, size in enumerate(tensor.shape) if i != axis]
         if tensor.numel() == 1:
             tensor = tensor.reshape(())

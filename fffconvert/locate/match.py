@@ -81,8 +81,7 @@ class _Matcher:
             try:
                 site = self._site(candidate)
             except Refused as refusal:
-                path = self._placer.common_path([linear.node for linear in candidate.linears])
-                path = re.sub(r"(\bexperts\b.*?)\.\d+$", r"\1", path)
+                path = re.sub(r"(\bexperts)\b.*", r"\1", self._placer.path(candidate.ups[0].node))
                 skipped.setdefault((path, str(refusal)), Skipped(path, str(refusal)))
                 continue
             if key in sites:
@@ -93,6 +92,11 @@ class _Matcher:
                 )
             else:
                 sites[key] = site
+        for key, site in list(sites.items()):
+            if self._placer.most_calls(site.placement) != site.shared_calls:
+                del sites[key]
+                reason = "one of its projections is shared with something else"
+                skipped.setdefault((site.name, reason), Skipped(site.name, reason))
         return list(sites.values()), list(skipped.values())
 
     def _trace(self, down: Contraction) -> _Candidate | None:
@@ -128,15 +132,28 @@ class _Matcher:
             if node.target in CONVOLUTIONS:
                 obstacles.append("a convolution over neighbours lies between the projections")
                 data = data[:1]
+            elif _looks_up(node):
+                data = []  # a row of a table of weights, such as an expert's bias
             elif not _keeps_tokens(node) or not data:
                 return None
             pending += data
+        sources = {canonical(up.source) for up in ups.values()}
+        adapters = {node for node, up in ups.items() if self._is_adapter(up, sources)}
+        if adapters:
+            obstacles.append("low-rank adapters (LoRA) stand beside its projections; merge them first")
         order = {node: index for index, node in enumerate(self._linears)}
-        found = sorted(ups.values(), key=lambda up: order[up.node])
+        found = sorted(
+            (up for node, up in ups.items() if node not in adapters), key=lambda up: order[up.node]
+        )
         return _Candidate(found, region, down, obstacles) if found else None
 
+    def _is_adapter(self, up: Contraction, sources: set[fx.Node]) -> bool:
+        """Whether a map is the second of a low-rank pair beside another map of the same tensor."""
+        first = self._results.get(canonical(up.source))
+        return first is not None and canonical(first.source) in sources
+
     def _is_residual(self, candidate: _Candidate) -> bool:
-        """Whether the result is added to something that the block's input reaches too."""
+        """Whether the result is added to the stream that the block's input was taken from."""
         stream = _upstream(candidate.ups[0].source)
         seen: set[fx.Node] = set()
         pending = [candidate.down.result]
@@ -148,10 +165,12 @@ class _Matcher:
                 seen.add(user)
                 if name_of(user) in {"add", "add_"}:
                     others = [n for n in user.all_input_nodes if n is not node and not n.meta["const"]]
-                    if any(_same_size(n, node) and _descends(n, stream) for n in others):
+                    others = [n for n in others if value(n).shape == value(node).shape]
+                    if any(stream & _upstream(n) for n in others):
                         return True
-                    pending.append(user)
-                elif is_rearrangement(user) or is_dropout(user) or user.target in NORMS or _scales(user):
+                    if not others:
+                        continue
+                if is_rearrangement(user) or is_dropout(user) or user.target in NORMS or _scales(user):
                     pending.append(user)
         return False
 
@@ -244,6 +263,16 @@ def _keeps_tokens(node: fx.Node) -> bool:
     return is_pointwise(node) or is_rearrangement(node)
 
 
+def _is_depthwise(node: fx.Node) -> bool:
+    """Whether a node is a convolution that leaves the channels apart."""
+    return node.target in CONVOLUTIONS and value(node.all_input_nodes[1]).shape[1] == 1
+
+
+def _looks_up(node: fx.Node) -> bool:
+    """Whether a node picks rows of a constant table."""
+    return name_of(node) in {"index", "index_select", "embedding"} and node.all_input_nodes[0].meta["const"]
+
+
 def _is_nonlinear(node: fx.Node) -> bool:
     return name_of(node) == "glu" or (
         is_pointwise(node) and not is_linear_pointwise(node) and name_of(node) != "_to_copy"
@@ -253,10 +282,6 @@ def _is_nonlinear(node: fx.Node) -> bool:
 def _scales(node: fx.Node) -> bool:
     """Whether a node is linear in its data, or a product of two (a gate computed elsewhere)."""
     return is_linear_pointwise(node) or name_of(node) in {"mul", "mul_"}
-
-
-def _same_size(one: fx.Node, other: fx.Node) -> bool:
-    return value(one).shape == value(other).shape
 
 
 def _is_expert(linear: Contraction) -> bool:
@@ -280,19 +305,6 @@ def _upstream(node: fx.Node) -> set[fx.Node]:
         if current in found or current.meta["const"]:
             continue
         found.add(current)
-        if contraction(current) is None and _keeps_tokens(current):
+        if contraction(current) is None and (_keeps_tokens(current) or _is_depthwise(current)):
             pending += current.all_input_nodes
     return found
-
-
-def _descends(node: fx.Node, stream: set[fx.Node]) -> bool:
-    seen: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current in stream:
-            return True
-        if current not in seen:
-            seen.add(current)
-            pending += current.all_input_nodes
-    return False

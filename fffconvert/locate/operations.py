@@ -27,7 +27,8 @@ SHAPE_ONLY = {
 }
 """Operations whose result does not depend on the values of their arguments."""
 REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.var.correction}
-NORMS = {aten.native_layer_norm.default}
+NORMS = {aten.native_layer_norm.default, aten.native_group_norm.default, aten.native_batch_norm.default}
+NORMS |= {aten._native_batch_norm_legit.default, aten._native_batch_norm_legit_no_training.default}
 LINEAR_POINTWISE = {"add", "add_", "sub", "sub_", "rsub", "neg", "neg_", "mul", "mul_", "div", "div_"}
 POINTWISE = {"hardswish", "hardswish_", "log_sigmoid_forward", "prelu", "_prelu_kernel", "celu", "selu"}
 """Pointwise operations that lack torch's own tag."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import fx, nn
 
 from fffconvert.locate.capture import CHUNKS, Call, Capture
@@ -45,7 +47,7 @@ class Placer:
         last = self._projection(down)
         between = self._activations(ups, region, down, entries, last)
         axis = _kept_axis(ups[0].source, entries[0].inputs[0], ups[0].axis)
-        if axis is None or _kept_axis(last.outputs[0], down.result, axis) is None:
+        if axis is None or _kept_axis(last.outputs[0], down.result, axis) != down.axis:
             raise Refused("a projection's module exchanges axes")
         axis = _feature_axis(axis, entries[0].inputs[0])
         first, exits = self._all_paths(entries[0]), self._all_paths(last)
@@ -56,11 +58,15 @@ class Placer:
         width = 0 if all(_works_hollow(node) for node in region) else ups[0].d_out
         return Placement(Position.HANDOVER, first, passed, exits, width, axis)
 
-    def common_path(self, nodes: list[fx.Node]) -> str:
-        """Path of the innermost module call that all of `nodes` happened in."""
-        stacks = [node.meta["stack"] for node in nodes]
-        shared = [level[0] for level in zip(*stacks, strict=False) if len(set(level)) == 1]
-        return self._capture.calls[shared[-1]].path if shared else ""
+    def path(self, node: fx.Node) -> str:
+        """Path of the innermost module call that a node happened in."""
+        return next((call.path for call in self._calls_around(node)), "")
+
+    def most_calls(self, placement: Placement) -> int:
+        """How often the most called of a block's modules was called."""
+        calls = Counter(id(call.module) for call in self._capture.calls)
+        paths = {path for path in (*placement.entry, *placement.passed, *placement.exit)}
+        return max(calls[module] for module, names in self._paths.items() if paths & set(names))
 
     def _all_paths(self, call: Call) -> tuple[str, ...]:
         return tuple(self._paths[id(call.module)])
@@ -82,7 +88,7 @@ class Placer:
             if len(call.inputs) != 1 or len(call.outputs) != 1 or call.path == "":
                 return None
             axis = _kept_axis(ups[0].source, call.inputs[0], ups[0].axis)
-            if axis is None or _kept_axis(call.outputs[0], down.result, down.axis) != axis:
+            if axis is None or _kept_axis(call.outputs[0], down.result, axis) != down.axis:
                 return None
             return call, _feature_axis(axis, call.inputs[0])
         return None
@@ -98,9 +104,9 @@ class Placer:
                 reads = len(call.inputs) == 1 and canonical(call.inputs[0]) is canonical(linear.source)
                 if reads and call.positional and canonical(call.outputs[0]) is canonical(linear.result):
                     return call
-        path = self.common_path([linear.node])
+        path = self.path(linear.node) or "the model"
         raise Refused(
-            f"its weights are used directly in the forward of {path or 'the model'}, not by a module"
+            f"its parameters are used directly in the forward of {path}, not by a module of their own"
         )
 
     def _activations(

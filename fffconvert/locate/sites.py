@@ -84,7 +84,10 @@ class Placement:
                 raise FFFError(f"{malformed}: {key} is {value!r}; expected a list of module names")
         if not paths["entry"] or (position is not Position.MODULE and not paths["exit"]):
             raise FFFError(f"{malformed}: it names no module to replace; convert the model again")
-        if not all(type(number) is int for number in numbers.values()) or numbers["feature_axis"] not in (-1, 1):
+        if not all(type(number) is int for number in numbers.values()) or numbers["feature_axis"] not in (
+            -1,
+            1,
+        ):
             raise FFFError(f"{malformed}: {numbers}; expected whole numbers, and -1 or 1 for the axis")
         return cls(position, *(tuple(paths[key]) for key in ("entry", "passed", "exit")), **numbers)
 

@@ -25,7 +25,8 @@ class Activation:
 
 
 def _gelu_derivative(x: Tensor) -> Tensor:
-    return torch.special.ndtr(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    cdf: Tensor = torch.special.ndtr(x)
+    return cdf + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
 def _gelu_tanh_derivative(x: Tensor) -> Tensor:

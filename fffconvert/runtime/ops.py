@@ -5,6 +5,7 @@ The reference is the default kernel on every device; a native kernel overrides i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,17 +54,17 @@ def check_arguments(x: Tensor, weights: Weights, activation: str) -> None:
     Raises:
         RuntimeError: A rule is broken; the message says what was found and what was expected.
     """
-    torch._check(activation in ACTIVATIONS, lambda: f"cmm: unknown activation {activation!r}")
+    _rule(activation in ACTIVATIONS, lambda: f"unknown activation {activation!r}")
     tensors = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
     block = [name for name in tensors if name in _GATED]
-    torch._check(
+    _rule(
         block in ([], _PLAIN, _GATED),
-        lambda: f"cmm: leaf blocks have only {', '.join(block)}; expected {', '.join(_PLAIN)} or all of them",
+        lambda: f"leaf blocks have only {', '.join(block)}; expected {', '.join(_PLAIN)}, or the gate's too",
     )
     dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
-    torch._check(
+    _rule(
         len(dtypes) == 1 and weights.in_weight.is_floating_point() and x.is_floating_point(),
-        lambda: f"cmm: x is {x.dtype}, weights are {', '.join(dtypes)}; expected floats, the weights of one dtype",
+        lambda: f"x is {x.dtype}, weights are {', '.join(dtypes)}; expected one floating point dtype each",
     )
     for name, rank in (("in_weight", 3), ("out_weight", 3), ("leaf_out_weight", 4)):
         if name in tensors:
@@ -91,7 +92,11 @@ def check_arguments(x: Tensor, weights: Weights, activation: str) -> None:
 
 
 def _check_shape(name: str, tensor: Tensor, expected: str, fits: bool) -> None:
-    torch._check(fits, lambda: f"cmm: {name} is {list(tensor.shape)}; expected {expected}")
+    _rule(fits, lambda: f"{name} is {list(tensor.shape)}; expected {expected}")
+
+
+def _rule(holds: bool, message: Callable[[], str]) -> None:
+    torch._check(holds, lambda: f"fffconvert::cmm: {message()}")  # type: ignore[no-untyped-call]
 
 
 torch.library.define(
@@ -99,7 +104,7 @@ torch.library.define(
 )
 
 
-@torch.library.register_fake("fffconvert::cmm")
+@torch.library.register_fake("fffconvert::cmm")  # type: ignore[untyped-decorator]
 def _cmm_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, activation = rest
     weights = Weights(*tensors)
@@ -126,7 +131,7 @@ torch.library.define(
 )
 
 
-@torch.library.register_fake("fffconvert::cmm_backward")
+@torch.library.register_fake("fffconvert::cmm_backward")  # type: ignore[untyped-decorator]
 def _cmm_backward_fake(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
     *weights, _logits, _leaf, _activation = rest
     return [tensor.new_empty(tensor.shape) for tensor in (x, *weights) if tensor is not None]
@@ -147,8 +152,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _differentiate(ctx: Any, grad_y: Tensor, grad_logits: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, logits, leaf = ctx.saved_tensors
-    grads = iter(torch.ops.fffconvert.cmm_backward(grad_y, grad_logits, *inputs, logits, leaf, ctx.activation))
+    grads = torch.ops.fffconvert.cmm_backward(grad_y, grad_logits, *inputs, logits, leaf, ctx.activation)
+    grads = iter(grads)
     return *(None if tensor is None else next(grads) for tensor in inputs), None
 
 
 torch.library.register_autograd("fffconvert::cmm", _differentiate, setup_context=_save)
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("cmm can be differentiated only once")
+
+
+torch.library.register_autograd("fffconvert::cmm_backward", _refuse)

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fffconvert.runtime.activations import ACTIVATIONS, Activation
+from fffconvert.runtime.activations import ACTIVATIONS
 
-PART_BYTES = 64 << 20
+PART_BYTES = 16 << 20
 """Tokens go in parts, so that no tensor of rows gathered for them is larger (but one token always goes)."""
 DENSE_ROWS = 32
 """A level of at most so many rows per tree is a dense product, of which each token keeps its own row's."""
@@ -75,8 +75,9 @@ class Weights(NamedTuple):
         """The dense blocks at the leaves, if there are any."""
         if self.leaf_in_weight is None or self.leaf_in_bias is None or self.leaf_out_weight is None:
             return None
-        gated = self.leaf_gate_weight is not None and self.leaf_gate_bias is not None
-        gate = (self.leaf_gate_weight, self.leaf_gate_bias) if gated else None
+        gate = None
+        if self.leaf_gate_weight is not None and self.leaf_gate_bias is not None:
+            gate = (self.leaf_gate_weight, self.leaf_gate_bias)
         return LeafBlock((self.leaf_in_weight, self.leaf_in_bias), gate, self.leaf_out_weight)
 
     def compute_dtype(self, x: Tensor) -> torch.dtype:
@@ -155,7 +156,8 @@ def backward(
         path = leaf >> (depth + 1 - k)
         row = leaf >> (depth - k) if branches == 2 else path
         s = logits[:, :, k]
-        grad_s = grad_logits[:, :, k] + act.derivative(s) * _dot_rows(weights.out_weight[:, rows], row, grad_y)
+        grad_a = _dot_rows(weights.out_weight[:, rows], row, grad_y)
+        grad_s = grad_logits[:, :, k] + act.derivative(s) * grad_a
         _add_rows(grad_x, weights.in_weight[:, nodes], path, grad_s)
         _add_to_rows(grads.in_weight, nodes, path, grad_s, x)
         _add_to_rows(grads.in_bias[:, :, None], nodes, path, grad_s, x.new_ones(len(x), 1))
@@ -165,16 +167,17 @@ def backward(
         _add_to_rows(grads.leaf_constant, ends, leaf, x.new_ones(leaf.shape), grad_y)
     if (block := weights.leaf_block) is not None and (grad_block := grads.leaf_block) is not None:
         for at, tokens in _arrivals(leaf, 2 << depth):
-            part, grad_part = x[tokens], grad_y[tokens]
+            part, grad = x[tokens], grad_y[tokens]
             up, gate = _leaf_hidden(part, block, at)
             a = act.fn(up)
-            grad_hidden = grad_part @ block.out[at].to(x.dtype).T
-            grad_block.out[at] = (a * gate).T @ grad_part
+            grad_block.out[at] = (a * gate).T @ grad
+            grad_hidden = grad @ block.out[at].to(x.dtype).T
             grad_up = grad_hidden * gate * act.derivative(up)
-            grad_x.index_add_(0, tokens, _affine_backward(grad_up, part, block.up, grad_block.up, at))
+            grad_part = _affine_backward(grad_up, part, block.up, grad_block.up, at)
+            grad_x.index_add_(0, tokens, grad_part)
             if block.gate is not None and grad_block.gate is not None:
-                grad_gate = grad_hidden * a
-                grad_x.index_add_(0, tokens, _affine_backward(grad_gate, part, block.gate, grad_block.gate, at))
+                grad_part = _affine_backward(grad_hidden * a, part, block.gate, grad_block.gate, at)
+                grad_x.index_add_(0, tokens, grad_part)
     return [grad_x.to(dtype), *(grad.to(weights.in_weight.dtype) for grad in grads if grad is not None)]
 
 
@@ -268,9 +271,10 @@ def _arrivals(leaf: Tensor, leaves: int) -> Iterator[tuple[tuple[int, int], Tens
     trees = leaf.shape[1]
     place = (leaf + leaves * torch.arange(trees, device=leaf.device)).flatten()
     place, order = place.sort(stable=True)
-    places, counts = place.unique_consecutive(return_counts=True)
-    for p, tokens in zip(places.tolist(), (order // trees).split(counts.tolist()), strict=True):
-        yield divmod(p, leaves), tokens
+    visited, counts = torch.unique_consecutive(place, return_counts=True)
+    groups = torch.split(order // trees, counts.tolist())
+    for at, tokens in zip(visited.tolist(), groups, strict=True):
+        yield divmod(at, leaves), tokens
 
 
 def _leaf_hidden(x: Tensor, block: LeafBlock, at: tuple[int, int]) -> tuple[Tensor, Tensor]:

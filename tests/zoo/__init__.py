@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from zoo.architectures import ARCHITECTURES
 from zoo.case import Case, Expected, run
+from zoo.handwritten import HANDWRITTEN
 
-__all__ = ["ARCHITECTURES", "Case", "Expected", "run"]
+__all__ = ["ARCHITECTURES", "HANDWRITTEN", "Case", "Expected", "run"]

@@ -57,7 +57,7 @@ class Case:
         inputs: Makes the keyword arguments of its forward, the same at each call.
         blocks: The feedforward blocks; every other part must be left alone.
         refused: Parts that are like feedforward blocks and must be named as left alone: a piece of the
-            part's dotted name, and a piece of the reason.
+            part's dotted name, and a pattern found in the reason.
         generate: The model generates text.
         random: Why its train mode differs from its eval mode even with every dropout at 0.
     """
@@ -80,7 +80,7 @@ def run(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     with torch.no_grad():
         output = model(**inputs)
     while not isinstance(output, Tensor):
-        output = output[0]
+        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
     return output
 
 

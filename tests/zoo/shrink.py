@@ -33,13 +33,15 @@ BOUNDS: dict[str, int] = {
     r".*(head_dim|dim_head|head_size)|d_kv|attention_key_size": HEAD_DIM,
     r".*_rank": 16,
     r"((num|n)_)?(.*_)?(layers?|depth)|depth|n_blocks|num_blocks": LAYERS,
-    r".*image_size|img_size": 32,
+    r".*image_size|img_size": 64,
     r"patch_size": 8,
     r"(num|n)_(local_|routed_)?experts|moe_num_experts": 4,
     r"num_experts_per_tok(en)?|(moe_)?top_?k|moe_k": 2,
     r"n_group": 2,
     r"topk_group": 1,
-    r"sliding_window|window_size": 4,
+    r"sliding_window": 4,
+    r"window_size": 2,
+    r"mm_tokens_per_image": 4,
     r".*max_position_embeddings|n_positions|max_(source|target)_positions": 128,
     r"num_queries|num_query_tokens|num_latents": 5,
 }
@@ -111,7 +113,7 @@ class _Shrinker:
 
     def shrink(self, config: PreTrainedConfig, path: str = "") -> PreTrainedConfig:
         values = {}
-        given = {f.name: (vars(config).get(f.name), f.default) for f in dataclasses.fields(config) if f.init}
+        given = {f.name: (_value(config, f.name), f.default) for f in dataclasses.fields(config) if f.init}
         layers = next((v for name, (v, _) in given.items() if re.fullmatch(DEPTH, name) and isinstance(v, int)), 0)
         kept = _kept_layers([v for v, _ in given.values() if _names(v) and len(v) == layers], layers)
         for name, (value, default) in given.items():
@@ -121,6 +123,8 @@ class _Shrinker:
                 values[name] = type(value)(value[i] for i in kept)
             elif default is not None:  # what is None by default follows from the rest
                 values[name] = self.shrunk(name, value, vars(config), len(kept))
+        if values.get("head_dim", 0) is None:
+            values["head_dim"] = HEAD_DIM
         values |= {
             key.removeprefix(path): value
             for key, value in self.overrides.items()
@@ -164,6 +168,10 @@ class _Shrinker:
         small = [section * HEAD_DIM // full for section in sections]
         small[-1] += total - sum(small)
         return rope | {"mrope_section": small}
+
+
+def _value(config: PreTrainedConfig, name: str) -> Any:
+    return vars(config)[name] if name in vars(config) else getattr(config, name, None)  # or a renamed attribute
 
 
 def _names(value: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from fffconvert.locate.inputs.context import BATCH, LENGTH, Context, makes
@@ -15,44 +14,75 @@ FRAMES = 8 * LENGTH
 
 @makes("input_values")
 def input_values(context: Context) -> Tensor:
-    """A waveform [2, samples] or [2, channels, samples], or a spectrogram [2, frames, bands]."""
-    bands = context.setting("num_mel_bins", part="audio")
-    if bands and context.setting("frequency_stride"):
-        return context.normal(BATCH, context.number("max_length", default=LENGTH), bands)
+    """A waveform [2, samples], for codecs [2, channels, samples], or a spectrogram [2, frames, bands]."""
+    if context.setting("num_mel_bins") and context.setting("frequency_stride"):
+        return context.normal(BATCH, context.number("max_length", default=FRAMES), context.setting("num_mel_bins"))
     strides = context.setting("conv_stride", "downsampling_ratios", "upsampling_ratios", part="audio")
-    hop = context.number("hop_length", default=320)
-    if isinstance(strides, (list, tuple)):
-        hop = math.prod(strides)
+    hop = math.prod(strides) if isinstance(strides, (list, tuple)) else context.number("hop_length", default=320)
     samples = LENGTH * hop + hop // 2
-    if context.setting("audio_channels", part="audio") is None:
-        return context.normal(BATCH, samples)
-    return context.normal(BATCH, context.number("audio_channels", part="audio", default=1), samples)
+    codec = context.setting("downsampling_ratios", "upsampling_ratios", part="audio") is not None
+    channels = context.number("audio_channels", part="audio", default=1)
+    return context.normal(BATCH, channels, samples) if codec else context.normal(BATCH, samples)
 
 
 @makes("input_features")
-def input_features(context: Context) -> Tensor:
-    """A spectrogram: [2, bands, frames] where a convolution reads the bands as channels, else [2, frames, bands]."""
-    bands = context.number(
-        "num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel", "input_dim", part="audio", default=80
+def input_features(context: Context) -> Tensor | None:
+    """A spectrogram: [2, frames, bands], or [2, bands, frames] where a convolution reads bands as channels."""
+    if "decoder_input_ids" in context.parameters and "input_ids" in context.required:
+        return None  # a translator takes either speech or text
+    count = bands(context)
+    if context.setting("spec_size", part="audio"):
+        return context.normal(BATCH, 1, FRAMES, count)
+    if bands_first(context):
+        return context.normal(BATCH, count, frames(context))
+    return context.normal(BATCH, frames(context), count)
+
+
+def bands(context: Context) -> int:
+    """Number of bands of a spectrogram."""
+    return context.number(
+        "feature_projection_input_dim", "input_feat_per_channel", "input_dim", "num_mel_bins", part="audio", default=80
     )
-    if bands_first(context, bands):
-        return context.normal(BATCH, bands, 2 * context.number("max_source_positions", part="audio", default=FRAMES // 2))
-    return context.normal(BATCH, FRAMES, bands)
 
 
-def bands_first(context: Context, bands: int) -> bool:
+def frames(context: Context) -> int:
+    """Number of frames of a spectrogram: what the positions or the windows of the encoder ask for, if any do."""
+    positions = context.setting("max_source_positions", part="audio")
+    if positions and bands_first(context):
+        return 2 * positions
+    window = 2 * context.number("n_window", part="audio", default=1)
+    return -(-FRAMES // window) * window
+
+
+def bands_first(context: Context) -> bool:
     """Whether a convolution reads the bands of a spectrogram as its channels."""
     if context.setting("input_feat_per_channel") is not None:
         return False
-    return any(isinstance(m, nn.Conv1d) and m.in_channels == bands and m.groups == 1 for m in context.model.modules())
+    count = bands(context)
+    return any(isinstance(m, nn.Conv1d) and m.in_channels == count and m.groups == 1 for m in context.model.modules())
 
 
 @makes("input_features_mask", "feature_attention_mask")
 def frame_mask(context: Context) -> Tensor | None:
     """Nothing is padding: ones [2, frames]."""
-    features = context.get("input_features")
-    if features is None:
-        return None
-    bands = context.number("num_mel_bins", part="audio", default=80)
-    frames = features.shape[-1] if bands_first(context, bands) else features.shape[1]
-    return torch.ones(BATCH, frames, dtype=torch.long, device=context.device)
+    return None if context.get("input_features") is None else context.constant(1, BATCH, frames(context))
+
+
+@makes("is_longer")
+def is_longer(context: Context) -> Tensor:
+    """No sound was cut: [2, 1]."""
+    return context.constant(0, BATCH, 1).bool()
+
+
+@makes("spectrogram", "mel_spectrogram", only_required=True)
+def spectrogram(context: Context) -> Tensor:
+    """The input of a vocoder: [2, frames, bands]."""
+    return context.normal(BATCH, LENGTH, context.number("model_in_dim", "num_mel_bins", "mel_dim", default=80))
+
+
+@makes("inputs", only_required=True)
+def sound_or_states(context: Context) -> Tensor:
+    """What the encoder of a pair of models takes, or hidden states: [2, samples] or [2, 13, d_model]."""
+    if hasattr(context.config, "encoder"):
+        return input_values(context)
+    return context.normal(BATCH, LENGTH, context.number("d_model", "hidden_size", default=1))

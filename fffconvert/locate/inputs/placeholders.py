@@ -38,8 +38,8 @@ def placeholders(context: Context) -> Iterator[tuple[int, int]]:
         given = any(context.get(name) is not None for name in contents)
         if token is None or features is None or not given:
             continue
-        names = [name for name in inspect.signature(features).parameters if name not in ("input_ids", "attention_mask")]
-        arguments = {name: context.get(name) for name in names}
+        names = inspect.signature(features).parameters
+        arguments = {name: context.get(name) for name in names if name not in ("input_ids", "attention_mask")}
         training = context.model.training
         context.model.eval()
         with torch.no_grad():

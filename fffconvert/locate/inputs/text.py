@@ -17,6 +17,8 @@ def input_ids(context: Context) -> Tensor:
     """Tokens, with a run of placeholders after the first for every image, video or sound: [2, length]."""
     tokens = random_tokens(context, LENGTH)
     runs = [context.constant(token, BATCH, count) for token, count in placeholders(context)]
+    if "image_embeds_position_mask" in context.parameters:
+        runs.append(random_tokens(context, context.number("latent_query_num", default=1)))
     return torch.cat([tokens[:, :1], *runs, tokens[:, 1:]], dim=1)
 
 
@@ -47,9 +49,34 @@ def special_ids(context: Context) -> set[int]:
 
 @makes("attention_mask")
 def attention_mask(context: Context) -> Tensor | None:
-    """Nothing is padding: ones of the shape of the tokens."""
+    """Nothing is padding: ones of the shape of the tokens, or of the patches where there are no tokens."""
     tokens = context.get("input_ids")
-    return None if tokens is None else torch.ones_like(tokens)
+    if tokens is not None:
+        return torch.ones_like(tokens)
+    flat = context.get("flattened_patches")
+    if flat is not None:
+        return context.constant(1, *flat.shape[:2])
+    return context.constant(1, BATCH, LENGTH) if "attention_mask" in context.required or "states" in context.parameters else None
+
+
+@makes("qformer_input_ids", "task_inputs", "classes_input_ids", "tasks_input_ids", only_required=True)
+def instruction(context: Context) -> Tensor:
+    """Tokens of an instruction beside the text: [2, 13]."""
+    return random_tokens(context, LENGTH)
+
+
+@makes("qformer_attention_mask")
+def instruction_mask(context: Context) -> Tensor:
+    """Nothing of the instruction is padding: ones [2, 13]."""
+    return context.constant(1, BATCH, LENGTH)
+
+
+@makes("image_embeds_position_mask")
+def image_positions(context: Context) -> Tensor:
+    """Where the text holds an image, right after its first token: [2, length]."""
+    mask = torch.zeros_like(context.get("input_ids"))
+    mask[:, 1 : 1 + context.number("latent_query_num", default=1)] = 1
+    return mask
 
 
 @makes("mm_token_type_ids")
@@ -72,9 +99,9 @@ def boxes(context: Context) -> Tensor:
     return torch.cat([corners.amin(1), corners.amax(1)], dim=-1)
 
 
-@makes("inputs_embeds", "hidden_states", "encoder_hidden_states", "decoder_inputs_embeds", only_required=True)
+@makes("inputs_embeds", "hidden_states", "encoder_hidden_states", "query_embeds", only_required=True)
 def states(context: Context) -> Tensor:
     """Hidden states: [2, 13, d_model]."""
     if "grid_thw" in context.parameters:
         return patches(context)
-    return context.normal(BATCH, LENGTH, context.number("hidden_size", "d_model", "dim", default=1))
+    return context.normal(BATCH, LENGTH, context.number("input_dim", "hidden_size", "d_model", "dim", default=1))

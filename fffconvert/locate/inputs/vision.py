@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import torch
 from torch import Tensor
 
 from fffconvert.locate.inputs.context import BATCH, Context, makes
@@ -28,16 +29,17 @@ def patch_grid(context: Context) -> tuple[int, int, int]:
     return 1, 2 * merged, 3 * merged
 
 
-@makes("pixel_values")
-def pixel_values(context: Context) -> Tensor | None:
+@makes("pixel_values", "image", "pixel_values_images")
+def pixel_values(context: Context) -> Tensor:
     """Images: [2, channels, height, width], or in the form that the other parameters of forward imply."""
     channels, height, width = image_shape(context)
-    patch = context.number("patch_size", part="vision", default=16)
     if "image_grid_thw" in context.parameters or "grid_thw" in context.parameters:
         return patches(context)
     if "spatial_shapes" in context.parameters:
-        return context.normal(BATCH, context.number("num_patches", part="vision", default=36), channels * patch**2)
-    if "video" in context.modalities and "image" not in context.modalities:
+        return context.normal(BATCH, side(context) ** 2, channels * patch_size(context) ** 2)
+    if "aspect_ratio_ids" in context.parameters:
+        return context.normal(BATCH, 1, tiles(context), channels, height, width)
+    if takes_video(context):
         return context.normal(BATCH, frames(context), channels, height, width)
     if "image_sizes" in context.parameters and pinpoint(context):
         rows, columns = pinpoint(context)[0] // height, pinpoint(context)[1] // width
@@ -45,6 +47,12 @@ def pixel_values(context: Context) -> Tensor | None:
     if "pixel_attention_mask" in context.parameters:
         return context.normal(BATCH, 1, channels, height, width)
     return context.normal(BATCH, channels, height, width)
+
+
+def takes_video(context: Context) -> bool:
+    """Whether images come as frames of a video."""
+    only_video = "video" in context.modalities and "image" not in context.modalities
+    return only_video or context.setting("num_frames", part="vision") is not None
 
 
 @makes("pixel_values_videos")
@@ -60,10 +68,21 @@ def frames(context: Context) -> int:
     return context.number("num_frames", "frames_per_clip", part="vision", default=4)
 
 
+def patch_size(context: Context) -> int:
+    """Height and width of a patch."""
+    return context.number("patch_size", part="vision", default=16)
+
+
+def side(context: Context) -> int:
+    """Rows and columns of patches of a square image."""
+    positions = context.number("num_patches", part="vision", default=0)
+    return int(positions**0.5) or max(image_shape(context)[1] // patch_size(context), 1)
+
+
 def patches(context: Context) -> Tensor:
     """Two images cut into patches: [patches, channels * frames * patch * patch]."""
     time, height, width = patch_grid(context)
-    patch = context.number("patch_size", part="vision", default=16)
+    patch = patch_size(context)
     depth = context.number("temporal_patch_size", part="vision", default=1)
     return context.normal(BATCH * time * height * width, image_shape(context)[0] * depth * patch**2)
 
@@ -93,12 +112,53 @@ def image_sizes(context: Context) -> Tensor | None:
 @makes("spatial_shapes")
 def spatial_shapes(context: Context) -> Tensor:
     """Rows and columns of patches of each image: [2, 2]."""
-    count = context.get("pixel_values").shape[1]
-    side = int(count**0.5)
-    return context.numbers([[side, count // side]] * BATCH)
+    return context.numbers([[side(context)] * 2] * BATCH)
 
 
-@makes("pixel_attention_mask", only_required=True)
-def pixel_attention_mask(context: Context) -> Tensor:
+@makes("pixel_attention_mask")
+def pixel_attention_mask(context: Context) -> Tensor | None:
     """Every patch counts: ones [2, patches]."""
-    return context.constant(1, *context.get("pixel_values").shape[:2])
+    return context.constant(1, *context.get("pixel_values").shape[:2]) if "spatial_shapes" in context.parameters else None
+
+
+@makes("flattened_patches")
+def flattened_patches(context: Context) -> Tensor:
+    """Patches behind their row and column: [2, patches, 2 + channels * patch * patch]."""
+    cells = context.numbers([[row, column] for row in range(1, 4) for column in range(1, 5)])
+    pixels = context.normal(BATCH, len(cells), image_shape(context)[0] * patch_size(context) ** 2)
+    return torch.cat([cells.expand(BATCH, -1, -1).to(pixels), pixels], dim=-1)
+
+
+def tiles(context: Context) -> int:
+    """Number of tiles into which an image is cut."""
+    return context.number("max_num_tiles", part="vision", default=1)
+
+
+@makes("aspect_ratio_ids")
+def aspect_ratio_ids(context: Context) -> Tensor:
+    """Every image is of the first aspect ratio: [2, 1]."""
+    return context.constant(1, BATCH, 1)
+
+
+@makes("aspect_ratio_mask")
+def aspect_ratio_mask(context: Context) -> Tensor:
+    """Every tile counts: [2, 1, tiles]."""
+    return context.constant(1, BATCH, 1, tiles(context))
+
+
+@makes("visual_feats")
+def visual_feats(context: Context) -> Tensor:
+    """Features of the regions of an image: [2, regions, features]."""
+    return context.normal(BATCH, 5, context.number("visual_feat_dim", default=1))
+
+
+@makes("visual_pos")
+def visual_pos(context: Context) -> Tensor:
+    """Boxes of the regions of an image: [2, regions, 4]."""
+    return context.normal(BATCH, 5, context.number("visual_pos_dim", default=4))
+
+
+@makes("prompt_pixel_values", "prompt_masks", only_required=True)
+def prompt(context: Context) -> Tensor:
+    """An image as the prompt to another."""
+    return context.normal(BATCH, *image_shape(context))

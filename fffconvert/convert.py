@@ -1,0 +1,329 @@
+"""Convert a model: locate, plan, fit on what each block really sees, put the layers in."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fffconvert import hub, surgery
+from fffconvert.errors import FFFError
+from fffconvert.fit import default_corpus, fit_layer, r2, read_corpus
+from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_decoder_inputs
+from fffconvert.locate import FFNSite, Sites, locate
+from fffconvert.locate.inputs import example_inputs as default_inputs
+from fffconvert.plan import FFFSpec, LayerForm, plan, select
+
+Model = TypeVar("Model", bound=nn.Module)
+
+HELD_OUT = 0.125
+"""Share of the calibration batches that no layer is fitted on."""
+CHUNK = 8192
+"""Tokens per step when a block or layer is evaluated on the calibration activations."""
+CHARACTERS_PER_TOKEN = 8
+"""Generous: enough text for the asked number of tokens in any usual tokenizer's English."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is converted; stored beside the converted model as `fffconvert.yaml`.
+
+    Attributes:
+        depth: Depth D of each tree.
+        trees: Number of trees of each layer.
+        trunk: Rank of the always-active linear map beside the trees.
+        layer: Form of the layer.
+        include: Patterns of blocks to convert; empty for all.
+        exclude: Patterns of blocks to leave.
+        tokens: Calibration tokens, held-out ones included.
+        length: Longest calibration sequence, in tokens.
+        min_expansion: Least ratio of d_hidden to d_model.
+        seed: Order of the calibration text.
+    """
+
+    depth: int
+    trees: int = 1
+    trunk: int = 0
+    layer: LayerForm = LayerForm.BRANCH
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    tokens: int = 100_000
+    length: int = 128
+    min_expansion: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layer", LayerForm(self.layer))
+        for name, low in (("tokens", 256), ("length", 8)):
+            if getattr(self, name) < low:
+                raise FFFError(f"{name} is {getattr(self, name)}; expected at least {low}")
+        FFFSpec(1, 1, self.depth, self.trees, self.trunk)  # checks the numbers before a model is read
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain values, for YAML."""
+        values = dataclasses.asdict(self)
+        return {
+            **values,
+            "layer": self.layer.value,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+        }
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What became of one block.
+
+    Attributes:
+        name: Name of the block.
+        trees: Trees of the new layer.
+        depth: Their depth.
+        trunk: Rank of the trunk.
+        active_width: Neurons of the new layer that a token passes through.
+        active_fraction: Their multiply-adds over those of the dense block.
+        r2_heldout: Share of the variance of the block's output that the layer explains, on calibration
+            text that it was not fitted on.
+        parameters: Stored parameters of the new layer.
+        parameters_before: Those of the block.
+        macs_share: The block's share of the model's multiply-adds.
+    """
+
+    name: str
+    trees: int
+    depth: int
+    trunk: int
+    active_width: int
+    active_fraction: float
+    r2_heldout: float
+    parameters: int
+    parameters_before: int
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Blocks that can be replaced, what each becomes, and the text to fit them on."""
+
+    sites: Sites
+    specs: dict[str, FFFSpec]
+    batches: tuple[Batch, ...]
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """What `convert_model` did.
+
+    Attributes:
+        prepared: What was to be converted.
+        results: What became of each block; empty for a dry run.
+        output: The folder.
+        seconds: Time taken, without the start of Python.
+    """
+
+    prepared: Prepared
+    results: tuple[BlockResult, ...]
+    output: Path
+    seconds: float
+
+
+def convert(
+    model: Model,
+    *,
+    depth: int,
+    trees: int = 1,
+    trunk: int = 0,
+    layer: LayerForm | str = LayerForm.BRANCH,
+    calibration: Iterable[str] | Iterable[Batch] | None = None,
+    tokenizer: Any = None,
+    example_inputs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Model:
+    """Replace a model's feedforward blocks by fitted FFF layers, in place.
+
+    Args:
+        model: Any module; stays of its class. `fffconvert.restore(model)` puts the originals back.
+        depth: Depth of each tree.
+        trees: Number of trees.
+        trunk: Rank of the always-active linear map; 0 for none.
+        layer: "branch" or "paper".
+        calibration: Texts (with `tokenizer`), or keyword arguments of forward passes; English text that
+            comes with Python by default.
+        tokenizer: The model's tokenizer.
+        example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+        **options: Further fields of `Recipe`: include, exclude, tokens, length, min_expansion, seed.
+
+    Returns:
+        The model.
+
+    Raises:
+        FFFError: There is nothing to convert, or a number is out of range; the model is unchanged.
+    """
+    recipe = Recipe(depth, trees, trunk, LayerForm(layer), **options)
+    prepared = prepare(model, recipe, calibration, tokenizer, example_inputs)
+    fit_blocks(model, prepared)
+    return model
+
+
+def prepare(
+    model: nn.Module,
+    recipe: Recipe,
+    calibration: Iterable[str] | Iterable[Batch] | None = None,
+    tokenizer: Any = None,
+    example_inputs: Mapping[str, Any] | None = None,
+) -> Prepared:
+    """Find what to convert and check all that can be checked; the model is left as it is.
+
+    Raises:
+        FFFError: There is nothing to convert, or no calibration text fits the model.
+    """
+    inputs = default_inputs(model) if example_inputs is None else example_inputs
+    sites = locate(model, inputs, min_expansion=recipe.min_expansion)
+    names = [name for name, _ in model.named_modules()]
+    sites = select(sites, names, recipe.include, recipe.exclude)
+    sites = surgery.verify(model, sites, inputs)
+    if not sites:
+        raise FFFError(
+            f"no block of the model can be replaced: {sites.skipped[-1].reason}; see fffconvert inspect"
+        )
+    specs = plan(sites, depth=recipe.depth, trees=recipe.trees, trunk=recipe.trunk, form=recipe.layer)
+    return Prepared(sites, specs, tuple(_batches(model, recipe, calibration, tokenizer)))
+
+
+def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
+    """Fit and replace block after block, each on the inputs it gets from the converted ones before it.
+
+    The target of a block is what the original block makes of those inputs. If anything fails, the model gets
+    its original blocks back.
+    """
+    held_out = max(1, round(HELD_OUT * len(prepared.batches)))
+    if len(prepared.batches) < 2:
+        raise FFFError(
+            "the calibration text fills a single batch; give more text, so that some can be held out"
+        )
+    test, train = prepared.batches[:held_out], prepared.batches[held_out:]
+    results = []
+    try:
+        for site in tqdm(prepared.sites, desc="fit", unit="block", disable=None):
+            spec = prepared.specs[site.name]
+            block = site.dense().to("cpu", torch.float32)
+            x = block_inputs(model, site, train)
+            layer = fit_layer(x, _evaluate(block, x), replace(spec, feature_axis=-1))
+            x = block_inputs(model, site, test)
+            score = r2(_evaluate(block, x), _evaluate(layer, x))
+            layer.spec = spec
+            surgery.replace(model, {site: layer})
+            results.append(_result(site, spec, score))
+    except BaseException:
+        if results:
+            surgery.restore(model)
+        raise
+    hub.mark_converted(
+        model, {site.name: (site.placement, prepared.specs[site.name]) for site in prepared.sites}
+    )
+    return results
+
+
+def convert_model(
+    name: str,
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    calibration: Sequence[str] = (),
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> ConvertedModel:
+    """Convert a model given by name and save it: the command `fffconvert convert`.
+
+    Args:
+        name: Hub id, folder, GGUF file or `pkg:DIST[/PATH]`.
+        recipe: How to convert it.
+        output: Folder to write; appears whole or not at all.
+        calibration: Text files or names of `datasets`; English text that comes with Python by default.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run the code that the repository brings along.
+        overwrite: Replace an existing output folder once the new one is whole.
+        dry_run: Stop before anything is fitted.
+
+    Raises:
+        FFFError: Bad input; nothing was written.
+    """
+    started = time.monotonic()
+    hub.check_output(output, overwrite=overwrite)
+    texts = read_corpus(calibration) if calibration else None
+    loaded = hub.load(name, revision=revision, trust_remote_code=trust_remote_code)
+    prepared = prepare(loaded.model, recipe, texts, loaded.tokenizer)
+    if dry_run:
+        return ConvertedModel(prepared, (), Path(output), 0.0)
+    results = fit_blocks(loaded.model, prepared)
+    loaded.model.config.quantization_config.base_model = name
+    seconds = time.monotonic() - started
+    document = {"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(result) for result in results]}
+    hub.save(
+        loaded.model,
+        loaded.tokenizer,
+        output,
+        recipe={"model": name, "revision": revision, "calibration": list(calibration), **recipe.to_dict()},
+        metrics=document,
+        overwrite=overwrite,
+    )
+    return ConvertedModel(prepared, tuple(results), Path(output), seconds)
+
+
+def _batches(
+    model: nn.Module,
+    recipe: Recipe,
+    calibration: Iterable[str] | Iterable[Batch] | None,
+    tokenizer: Any,
+) -> list[Batch]:
+    items = None if calibration is None else list(calibration)
+    if items and not isinstance(items[0], str):
+        return [item for item in items if isinstance(item, Mapping)]
+    if tokenizer is None:
+        raise FFFError(
+            "the model has no tokenizer, so text cannot calibrate it; "
+            "convert it from Python with calibration=[{argument: tensor, …}, …]"
+        )
+    texts = (
+        default_corpus(CHARACTERS_PER_TOKEN * recipe.tokens)
+        if items is None
+        else [str(item) for item in items]
+    )
+    length = min(recipe.length, tokenizer.model_max_length, _positions(model))
+    batches = text_batches(texts, tokenizer, tokens=recipe.tokens, length=length, seed=recipe.seed)
+    return with_decoder_inputs(model, batches)
+
+
+def _positions(model: nn.Module) -> int:
+    """Longest sequence that the model has positions for."""
+    return int(getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30)
+
+
+def _evaluate(module: nn.Module, x: Tensor) -> Tensor:
+    module.eval()
+    with torch.no_grad():
+        return torch.cat([module(part) for part in x.split(CHUNK)])
+
+
+def _result(site: FFNSite, spec: FFFSpec, score: float) -> BlockResult:
+    dense_macs = sum(projection.weight.numel() for projection in (*site.up, site.down))
+    return BlockResult(
+        name=site.name,
+        trees=spec.trees,
+        depth=spec.depth,
+        trunk=spec.trunk,
+        active_width=spec.active_width,
+        active_fraction=spec.macs_per_token / dense_macs,
+        r2_heldout=score,
+        parameters=spec.parameters,
+        parameters_before=site.parameters,
+        macs_share=site.macs_share,
+    )

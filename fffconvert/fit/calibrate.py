@@ -1,0 +1,140 @@
+"""Stream activations: batches of calibration text, and the inputs of one block at a time.
+
+Memory is bounded by one block's activations, `tokens * d_model * 4` bytes for its inputs and as much again for
+each of the few copies that a fit makes; those of other blocks are never held at the same time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert.errors import FFFError
+from fffconvert.locate import FFNSite
+from fffconvert.locate.capture import evaluation
+
+Batch = Mapping[str, Any]
+TOKENS_PER_BATCH = 4096
+
+
+def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: int, seed: int) -> list[Batch]:
+    """Tokenise texts into batches without padding: sequences of one length each, in random order.
+
+    Args:
+        texts: Documents or paragraphs; long ones are cut into several sequences.
+        tokenizer: A transformers tokenizer.
+        tokens: How many tokens to take; fewer if the texts end.
+        length: Longest sequence, in tokens.
+        seed: Order of the texts and batches.
+
+    Returns:
+        Batches with `input_ids` and `attention_mask`, [sequences, tokens] each.
+
+    Raises:
+        FFFError: The texts hold no tokens.
+    """
+    order = random.Random(seed)
+    documents = list(texts)
+    order.shuffle(documents)
+    by_length: dict[int, list[list[int]]] = {}
+    taken = 0
+    for document in documents:
+        if taken >= tokens:
+            break
+        for ids in _sequences(document, tokenizer, length):
+            by_length.setdefault(len(ids), []).append(ids)
+            taken += len(ids)
+    batches: list[Batch] = []
+    for size, sequences in by_length.items():
+        per_batch = max(1, TOKENS_PER_BATCH // size)
+        for start in range(0, len(sequences), per_batch):
+            ids = torch.tensor(sequences[start : start + per_batch])
+            batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    if not batches:
+        raise FFFError("the calibration text holds no tokens; give a file with text")
+    order.shuffle(batches)
+    return batches
+
+
+def _sequences(document: str, tokenizer: Any, length: int) -> list[list[int]]:
+    special = tokenizer.num_special_tokens_to_add()
+    plain = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+    pieces = [plain[start : start + length - special] for start in range(0, len(plain), length - special)]
+    if len(pieces) > 1 and len(pieces[-1]) < 8:
+        pieces.pop()  # a few left-over words are no sequence that the model was made for
+    prefix, suffix = _special_tokens(tokenizer)
+    return [[*prefix, *piece, *suffix] for piece in pieces if piece]
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text."""
+    probe = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(probe) + 1):
+        if whole[start : start + len(probe)] == probe:
+            return whole[:start], whole[start + len(probe) :]
+    return [], []
+
+
+def with_decoder_inputs(model: nn.Module, batches: Sequence[Batch]) -> list[Batch]:
+    """Add the same text as the decoder's input, shifted by one, for encoder-decoder models."""
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", False):
+        return list(batches)
+    start = getattr(config, "decoder_start_token_id", None)
+    completed = []
+    for batch in batches:
+        ids = batch["input_ids"]
+        first = torch.full_like(ids[:, :1], ids[0, 0].item() if start is None else start)
+        completed.append({**batch, "decoder_input_ids": torch.cat([first, ids[:, :-1]], 1)})
+    return completed
+
+
+def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> Tensor:
+    """What a block is given when the model runs over the batches, whatever stands in its place.
+
+    Args:
+        model: The model; runs until the block has been reached.
+        site: The block.
+        batches: Keyword arguments of forward passes.
+
+    Returns:
+        [tokens, d_model] in float32 on the CPU.
+
+    Raises:
+        FFFError: The block was not reached, or was given values that are not finite.
+    """
+    entry = model.get_submodule(site.placement.entry[0])
+    taken: list[Tensor] = []
+
+    def take(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].detach().movedim(site.placement.feature_axis, -1)
+        taken.append(x.reshape(-1, site.d_model).to("cpu", torch.float32))
+        if site.shared_calls == 1:
+            raise _Reached
+
+    device = next(model.parameters()).device
+    handle = entry.register_forward_pre_hook(take)
+    try:
+        with evaluation(model):
+            for batch in batches:
+                try:
+                    model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+                except _Reached:
+                    pass
+    finally:
+        handle.remove()
+    if not taken:
+        raise FFFError(f"block {site.name} was never reached by the calibration inputs; exclude it with --exclude")
+    x = torch.cat(taken)
+    if not bool(x.isfinite().all()):
+        raise FFFError(f"block {site.name} is given values that are not finite; check the model's weights")
+    return x
+
+
+class _Reached(Exception):
+    """Ends a forward pass once a block's input is known."""

@@ -1,0 +1,171 @@
+"""The saved form of a converted model, as transformers' quantizer "fff".
+
+`config.quantization_config` holds the plan: for each block its placement, its layer's specification and the
+name of one weight that the original block had. With this, plain `from_pretrained` puts the layers in before
+the weights arrive. A tensor of size zero is stored under each of those names: transformers without
+fffconvert finds a weight of the wrong shape and stops, where it would else go on with random blocks.
+
+This module is imported while transformers itself is, so it imports nothing that needs a model.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from fffconvert import __version__
+from fffconvert.errors import FFFError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from fffconvert.locate import FFNSite
+    from fffconvert.tree import FFFLayer
+
+METHOD = "fff"
+SCHEMA_VERSION = 1
+_KEYS = ("quant_method", "schema_version", "fffconvert_version", "base_model", "modules")
+
+
+@register_quantization_config(METHOD)
+class FFFConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """What a converted model's config says about its FFF layers.
+
+    Attributes:
+        modules: For each block, by name: `placement`, `spec` and `dense_weight` as plain values.
+        base_model: Name of the model that was converted.
+        fffconvert_version: The release that wrote it.
+        schema_version: Version of this form.
+    """
+
+    def __init__(
+        self,
+        modules: dict[str, dict[str, Any]],
+        base_model: str | None = None,
+        fffconvert_version: str = __version__,
+        schema_version: int = SCHEMA_VERSION,
+    ) -> None:
+        self.quant_method = METHOD
+        self.schema_version = schema_version
+        self.fffconvert_version = fffconvert_version
+        self.base_model = base_model
+        self.modules = modules
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> FFFConfig:
+        """Read the stored form. Unknown keys are dropped with a warning.
+
+        Raises:
+            FFFError: A newer release wrote it in a form that this one cannot read, or it is malformed.
+        """
+        version, writer = config_dict.get("schema_version"), config_dict.get("fffconvert_version")
+        if not isinstance(version, int) or version < 1:
+            raise FFFError(f"schema_version of the FFF layers is {version!r}; expected 1 to {SCHEMA_VERSION}")
+        if version > SCHEMA_VERSION:
+            raise FFFError(
+                f"the FFF layers are stored in schema {version}, fffconvert {__version__} reads up to "
+                f"{SCHEMA_VERSION}; pip install 'fffconvert>={writer}'"
+            )
+        unknown = sorted(set(config_dict) - set(_KEYS))
+        if unknown:
+            warnings.warn(
+                f"ignored unknown keys of the FFF layers' config: {', '.join(unknown)}", stacklevel=2
+            )
+        if not isinstance(config_dict.get("modules"), dict):
+            raise FFFError("the FFF layers' config names no modules; convert the model again")
+        return cls(**{key: config_dict[key] for key in _KEYS[1:] if key in config_dict})
+
+
+@register_quantizer(METHOD)
+class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts FFF layers into a model that transformers is loading, and guards the saved form."""
+
+    quantization_config: FFFConfig
+
+    def _process_model_before_weight_loading(
+        self,
+        model: PreTrainedModel,
+        checkpoint_files: list[str] | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Replace the blocks of a model on the meta device by layers of the planned shape.
+
+        Raises:
+            FFFError: The plan fits neither the model nor the tensors in the checkpoint.
+        """
+        from fffconvert.hub.saved_plan import install_plan
+
+        plan = install_plan(model, self.quantization_config.modules, checkpoint_files, dtype)
+        self.quantization_config.modules = plan
+        prefix = f"{model.base_model_prefix}."
+        guards = {re.escape(layer["dense_weight"].removeprefix(prefix)) + "$" for layer in plan.values()}
+        model._keys_to_ignore_on_load_unexpected = {
+            *(model._keys_to_ignore_on_load_unexpected or ()),
+            *guards,
+        }
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        """Undo the mark that keeps Trainer, `.half()` and `.float()` away from quantised models."""
+        model.is_quantized = False
+
+    def get_state_dict_and_metadata(
+        self, model: PreTrainedModel
+    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """The weights to save, with the guards among them."""
+        state = model.state_dict()
+        for layer in self.quantization_config.modules.values():
+            state[layer["dense_weight"]] = next(model.parameters()).new_empty(0)
+        return state, {}
+
+    def is_serializable(self) -> bool:
+        """Converted models can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Converted models can be trained."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Converted models can be compiled."""
+        return True
+
+
+def mark_converted(model: PreTrainedModel, layers: Mapping[FFNSite, FFFLayer], base_model: str) -> None:
+    """Note in a model's config what `fffconvert.surgery.replace` put in, so that it can be saved and loaded.
+
+    Layers of an earlier conversion of the same model stay noted.
+
+    Args:
+        model: The converted model.
+        layers: The blocks that were replaced, and by what.
+        base_model: Name of the model that was converted.
+    """
+    modules = {
+        site.name: {
+            "placement": site.placement.to_dict(),
+            "spec": layer.spec.to_dict(),
+            "dense_weight": site.down.parameters[0],
+        }
+        for site, layer in layers.items()
+        if site.placement is not None
+    }
+    earlier = getattr(model.config, "quantization_config", None)
+    if isinstance(earlier, FFFConfig):
+        modules, base_model = earlier.modules | modules, earlier.base_model or base_model
+    model.config.quantization_config = FFFConfig(modules, base_model)
+    model.hf_quantizer = FFFQuantizer(model.config.quantization_config)
+
+
+def unmark_converted(model: PreTrainedModel) -> None:
+    """Take `mark_converted` back, once `fffconvert.surgery.restore` has put the originals in again."""
+    model.hf_quantizer.remove_quantization_config(model)

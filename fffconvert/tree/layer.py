@@ -1,0 +1,172 @@
+"""`FFFLayer`, the module that takes a feedforward block's place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert.errors import FFFError
+from fffconvert.plan import FFFSpec
+from fffconvert.runtime import Weights, cmm
+
+
+class FFFLayer(nn.Module):
+    """Fast feedforward layer: trees side by side, of which each token visits one path each.
+
+    T trees have N = 2^(D+1) - 1 nodes in heap order and 2^(D+1) leaves. A parameter that the specification
+    does not ask for is None. There are no buffers.
+
+    Attributes:
+        spec: Shape and options.
+        fff_in_weight: [T, N, d_in]
+        fff_in_bias: [T, N]
+        fff_out_weight: [T, B * N, d_out]; B is 2 with branch outputs (row 2n + b), else 1.
+        fff_leaf_constant: [T, leaves, d_out], with branch outputs: the constants of a path, summed.
+        fff_leaf_in_weight: [T, leaves, L, d_in], with leaf blocks.
+        fff_leaf_in_bias: [T, leaves, L]
+        fff_leaf_gate_weight: [T, leaves, L, d_in], with gated leaf blocks: a(in) * gate.
+        fff_leaf_gate_bias: [T, leaves, L]
+        fff_leaf_out_weight: [T, leaves, L, d_out]
+        fff_trunk_in: [R, d_in], with a trunk.
+        fff_trunk_out: [R, d_out]
+        fff_bias: [d_out]
+
+    Reference: arXiv 2311.10770, section 3; arXiv 2308.14711 for leaf blocks.
+    """
+
+    fff_in_weight: nn.Parameter
+    fff_in_bias: nn.Parameter
+    fff_out_weight: nn.Parameter
+    fff_leaf_constant: nn.Parameter | None
+    fff_leaf_in_weight: nn.Parameter | None
+    fff_leaf_in_bias: nn.Parameter | None
+    fff_leaf_gate_weight: nn.Parameter | None
+    fff_leaf_gate_bias: nn.Parameter | None
+    fff_leaf_out_weight: nn.Parameter | None
+    fff_trunk_in: nn.Parameter | None
+    fff_trunk_out: nn.Parameter | None
+    fff_bias: nn.Parameter
+
+    def __init__(
+        self, spec: FFFSpec, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        for name, shape in _shapes(spec).items():
+            absent = 0 in shape
+            parameter = None if absent else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: input rows as `nn.Linear` does, output rows for the active width."""
+        rows, outputs = self.spec.d_in**-0.5, self.spec.active_width**-0.5
+        for name, parameter in self.named_parameters():
+            if name in ("fff_bias", "fff_leaf_constant"):
+                nn.init.zeros_(parameter)
+            else:
+                bound = outputs if "_out" in name else rows
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer.
+
+        Args:
+            x: [..., d_in], or [batch, d_in, ...] where the feature axis is 1.
+
+        Returns:
+            [..., d_out], or [batch, d_out, ...], in the dtype of `x`.
+        """
+        axis = self.spec.feature_axis
+        x = x.movedim(axis, -1)
+        tokens = x.reshape(-1, x.shape[-1])
+        y, _, _ = cmm(tokens, self.weights, self.spec.activation)
+        y = y + self.fff_bias
+        if self.fff_trunk_in is not None and self.fff_trunk_out is not None:
+            y = y + tokens @ self.fff_trunk_in.T @ self.fff_trunk_out
+        return y.to(x.dtype).view(*x.shape[:-1], self.spec.d_out).movedim(-1, axis)
+
+    @property
+    def weights(self) -> Weights:
+        """The trees' parameters, as the op takes them."""
+        return Weights(
+            self.fff_in_weight,
+            self.fff_in_bias,
+            self.fff_out_weight,
+            self.fff_leaf_constant,
+            self.fff_leaf_in_weight,
+            self.fff_leaf_in_bias,
+            self.fff_leaf_gate_weight,
+            self.fff_leaf_gate_bias,
+            self.fff_leaf_out_weight,
+        )
+
+    def extra_repr(self) -> str:
+        """The options that differ from their defaults."""
+        fields = dataclasses.fields(self.spec)
+        values = {field.name: getattr(self.spec, field.name) for field in fields}
+        return ", ".join(f"{f.name}={values[f.name]!r}" for f in fields if values[f.name] != f.default)
+
+    @classmethod
+    def from_published(cls, state: Mapping[str, Tensor], *, depth: int) -> FFFLayer:
+        """Take over an `FFF` layer of the paper's own training code (UltraFastBERT).
+
+        It is the plain layer with GELU, without output bias; its neurons stand tree by tree in heap order.
+
+        Args:
+            state: Its state dict: `linear_in.weight` [T * N, d_in], `linear_in.bias` [T * N] and
+                `linear_out.weight` [d_out, T * N].
+            depth: Depth D of its trees, which the shapes alone do not tell.
+
+        Returns:
+            A layer with the same outputs, in the dtype and on the device of `state`.
+
+        Raises:
+            FFFError: A tensor is missing or has a shape that the depth does not explain.
+
+        Reference: arXiv 2311.10770, section 3.
+        """
+        names = ("linear_in.weight", "linear_in.bias", "linear_out.weight")
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise FFFError(f"no {', '.join(missing)}; expected the state dict of one published FFF layer")
+        in_weight, in_bias, out_weight = (state[name].detach() for name in names)
+        fits = in_weight.shape[:1] == in_bias.shape == out_weight.shape[1:] and in_weight.dim() == 2
+        if not fits:
+            shapes = ", ".join(f"{name} {list(state[name].shape)}" for name in names)
+            raise FFFError(f"found {shapes}; expected [neurons, d_in], [neurons] and [d_out, neurons]")
+        spec = FFFSpec(in_weight.shape[1], len(out_weight), depth)
+        neurons = len(in_bias)
+        if neurons % spec.nodes:
+            raise FFFError(f"found {neurons} neurons; expected a multiple of {spec.nodes} at depth {depth}")
+        spec = dataclasses.replace(spec, trees=neurons // spec.nodes, activation="gelu")
+        layer = cls(spec, device=in_weight.device, dtype=in_weight.dtype)
+        with torch.no_grad():
+            layer.fff_in_weight.copy_(in_weight.view_as(layer.fff_in_weight))
+            layer.fff_in_bias.copy_(in_bias.view_as(layer.fff_in_bias))
+            layer.fff_out_weight.copy_(out_weight.T.reshape(layer.fff_out_weight.shape))
+        return layer
+
+
+def _shapes(spec: FFFSpec) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter; it has a 0 where the specification does not ask for the parameter."""
+    trees, nodes, leaves, width = spec.trees, spec.nodes, spec.leaves, spec.leaf_width
+    branches = 2 if spec.branch_outputs else 1
+    gate = width if spec.leaf_gated else 0
+    return {
+        "fff_in_weight": (trees, nodes, spec.d_in),
+        "fff_in_bias": (trees, nodes),
+        "fff_out_weight": (trees, branches * nodes, spec.d_out),
+        "fff_leaf_constant": (trees, leaves if spec.branch_outputs else 0, spec.d_out),
+        "fff_leaf_in_weight": (trees, leaves, width, spec.d_in),
+        "fff_leaf_in_bias": (trees, leaves, width),
+        "fff_leaf_gate_weight": (trees, leaves, gate, spec.d_in),
+        "fff_leaf_gate_bias": (trees, leaves, gate),
+        "fff_leaf_out_weight": (trees, leaves, width, spec.d_out),
+        "fff_trunk_in": (spec.trunk, spec.d_in),
+        "fff_trunk_out": (spec.trunk, spec.d_out),
+        "fff_bias": (spec.d_out,),
+    }
