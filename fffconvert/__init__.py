@@ -16,7 +16,7 @@ import wrapt
 if TYPE_CHECKING:
     from fffconvert.convert import convert
     from fffconvert.errors import FFFError
-    from fffconvert.hub.load import load
+    from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
     from fffconvert.plan import FFFSpec
     from fffconvert.surgery import replace, restore
@@ -41,7 +41,7 @@ _HOMES = {
     "FFFSpec": "fffconvert.plan",
     "FFNSite": "fffconvert.locate",
     "convert": "fffconvert.convert",
-    "load": "fffconvert.hub.load",
+    "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
     "replace": "fffconvert.surgery",
     "restore": "fffconvert.surgery",

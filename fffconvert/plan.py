@@ -75,12 +75,12 @@ class FFFSpec:
     @property
     def nodes(self) -> int:
         """Nodes of one tree."""
-        return 2 ** (self.depth + 1) - 1
+        return (1 << (self.depth + 1)) - 1
 
     @property
     def leaves(self) -> int:
         """Ends of paths of one tree: the two branches of each node of the last level."""
-        return 2 ** (self.depth + 1)
+        return 1 << (self.depth + 1)
 
     @property
     def active_width(self) -> int:
@@ -163,7 +163,7 @@ def select(sites: Sites, modules: Iterable[str], include: Sequence[str], exclude
                 continue
             if any(_matches(name, pattern) for name in modules):
                 raise FFFError(
-                    f"--{flag} {pattern!r} matches modules of the model, but none that is a feedforward block; "
+                    f"--{flag} {pattern!r} matches modules, but none that is a feedforward block; "
                     f"blocks are named like {sites[0].name!r}"
                 )
             raise FFFError(f"--{flag} {pattern!r} matches nothing; blocks are named like {sites[0].name!r}")

@@ -63,7 +63,7 @@ def restore(model: nn.Module) -> None:
     record = _replaced.pop(model, None)
     if record is None:
         raise FFFError(
-            "this model holds no original blocks (it is a copy, or was loaded converted); load the original model"
+            "this model holds no original blocks: it is a copy, or was loaded converted; load the original"
         )
     record.undo()
 
@@ -191,7 +191,7 @@ def _put(model: nn.Module, paths: tuple[str, ...], module: nn.Module, record: Re
 
 
 def _keep_fused_path_away(model: nn.Module, placement: Placement, record: Replaced) -> None:
-    """torch's own encoder has a fused inference path that reads weights and calls no module."""
+    """The encoder of torch itself has a fused path that calls no module."""
     for module in _ancestors(model, placement.entry[0]):
         if isinstance(module, nn.TransformerEncoder) and module.enable_nested_tensor:
             record.settings.append((module, "enable_nested_tensor", True))

@@ -1,7 +1,7 @@
 """Stream activations: batches of calibration text, and the inputs of one block at a time.
 
-Memory is bounded by one block's activations, `tokens * d_model * 4` bytes for its inputs and as much again for
-each of the few copies that a fit makes; those of other blocks are never held at the same time.
+Memory is bounded by one block's activations: `tokens * d_model * 4` bytes for its inputs, and as much again
+for each of the few copies that a fit makes. Those of other blocks are never held at the same time.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> T
     finally:
         handle.remove()
     if not taken:
-        raise FFFError(f"block {site.name} was never reached by the calibration inputs; exclude it with --exclude")
+        raise FFFError(
+            f"block {site.name} was never reached by the calibration inputs; leave it out with --exclude"
+        )
     x = torch.cat(taken)
     if not bool(x.isfinite().all()):
         raise FFFError(f"block {site.name} is given values that are not finite; check the model's weights")

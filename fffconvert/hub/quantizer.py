@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from fffconvert.locate import FFNSite
-    from fffconvert.tree import FFFLayer
+    from fffconvert.plan import FFFSpec
 
 METHOD = "fff"
 SCHEMA_VERSION = 1
+ROW_ALIGNMENT = 64
+"""Bytes; torch aligns what it allocates on the CPU so."""
 _KEYS = ("quant_method", "schema_version", "fffconvert_version", "base_model", "modules")
 
 
@@ -113,8 +115,15 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
         }
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        """Undo the mark that keeps Trainer, `.half()` and `.float()` away from quantised models."""
+        """Make the model one to work with.
+
+        Trainer, `.half()` and `.float()` refuse models marked as quantised. And in the file that is mapped
+        into memory the layers' rows lie at odd addresses, which costs speed and changes the last bit.
+        """
         model.is_quantized = False
+        for name, parameter in model.named_parameters():
+            if ".fff_" in name and parameter.data_ptr() % ROW_ALIGNMENT:
+                parameter.data = parameter.data.clone()
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
@@ -140,24 +149,25 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-def mark_converted(model: PreTrainedModel, layers: Mapping[FFNSite, FFFLayer], base_model: str) -> None:
-    """Note in a model's config what `fffconvert.surgery.replace` put in, so that it can be saved and loaded.
+def mark_converted(
+    model: PreTrainedModel, specs: Mapping[FFNSite, FFFSpec], base_model: str | None = None
+) -> None:
+    """Note in a model's config which layers it holds, so that it can be saved and loaded.
 
-    Layers of an earlier conversion of the same model stay noted.
+    What an earlier conversion of the same model noted stays.
 
     Args:
         model: The converted model.
-        layers: The blocks that were replaced, and by what.
+        specs: The blocks that were replaced, and by what.
         base_model: Name of the model that was converted.
     """
     modules = {
         site.name: {
             "placement": site.placement.to_dict(),
-            "spec": layer.spec.to_dict(),
+            "spec": spec.to_dict(),
             "dense_weight": site.down.parameters[0],
         }
-        for site, layer in layers.items()
-        if site.placement is not None
+        for site, spec in specs.items()
     }
     earlier = getattr(model.config, "quantization_config", None)
     if isinstance(earlier, FFFConfig):

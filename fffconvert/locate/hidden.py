@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -84,7 +85,8 @@ class _Builder:
         features, axis = _selected(current.numbers, current.width)
         selected = current.node
         if features.numel() != current.width or not torch.equal(features, torch.arange(current.width)):
-            selected = self.graph.call_function(operator.getitem, (selected, (Ellipsis, _as_slice(features))))
+            index: Any = (Ellipsis, _as_slice(features))
+            selected = self.graph.call_function(operator.getitem, (selected, index))
         self._values[node] = _Value(selected, features.numel(), axis)
         return self._values[node]
 
@@ -127,18 +129,19 @@ class _Builder:
             numbers = torch.arange(count).reshape(shape).movedim(-1, current.axis)
         if index is None and node.meta["value"] is None:
             raise Refused("a list of tensors is used as one")
-        args, kwargs = fx.node.map_arg(
-            (parts.args, dict(parts.kwargs)), lambda n: numbers if n is source else n
-        )
-        moved = parts.target(*args, **kwargs)
+        arguments: Any = (parts.args, dict(parts.kwargs))
+        args, kwargs = fx.node.map_arg(arguments, lambda n: numbers if n is source else n)
+        function: Any = parts.target
+        moved = function(*args, **kwargs)
         return _Value(current.node, current.width, current.axis, moved if index is None else moved[index])
 
     def _norm(self, node: fx.Node) -> _Value:
         source = self.settled(node.all_input_nodes[0])
         if node.target is not torch.ops.aten.native_layer_norm.default:
             raise Refused(f"{name_of(node)} between the projections does not run over the hidden layer")
-        _, shape, weight, bias, eps = node.args
-        if list(shape) != [source.width] or source.axis != value(node.all_input_nodes[0]).ndim - 1:  # type: ignore[call-overload, arg-type]
+        arguments: tuple[Any, ...] = node.args
+        _, shape, weight, bias, eps = arguments
+        if list(shape) != [source.width] or source.axis != value(node.all_input_nodes[0]).ndim - 1:
             raise Refused("a norm between the projections does not run over the hidden layer")
         ndim = source.axis + 1
         constants = [
@@ -151,11 +154,13 @@ class _Builder:
         recorded = node.all_input_nodes[0]
         source = self.settled(recorded)
         ndim = value(recorded).ndim
-        dims, *rest = node.args[1:]
-        axes = [d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])]  # type: ignore[operator]
+        arguments: tuple[Any, ...] = node.args
+        dims, *rest = arguments[1:]
+        axes = [d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])]
         if axes != [source.axis] or value(node).ndim != ndim:
             raise Refused(f"{name_of(node)} between the projections does not run over the hidden layer")
-        reduced = self.graph.call_function(node.target, (source.node, [-1], *rest), dict(node.kwargs))
+        target: Any = node.target
+        reduced = self.graph.call_function(target, (source.node, [-1], *rest), dict(node.kwargs))
         return _Value(reduced, 1, source.axis)
 
     def _pointwise(self, node: fx.Node) -> _Value:
@@ -175,12 +180,12 @@ class _Builder:
                 else self.settled(source).node
             )
 
-        target = node.target
+        target: Any = node.target
         if name_of(node).endswith("_"):  # the in-place form would write into the projection's result
             target = getattr(torch.ops.aten, name_of(node)[:-1])
         args = fx.node.map_arg(node.args, convert)
         kwargs = fx.node.map_arg(dict(node.kwargs), convert)
-        return _Value(self.graph.call_function(target, args, kwargs), widest.width, widest.axis)  # type: ignore[arg-type]
+        return _Value(self.graph.call_function(target, args, kwargs), widest.width, widest.axis)
 
     def _constant(self, node: fx.Node, like: _Value, ndim: int) -> fx.Node:
         """A constant that is combined with a tensor of `ndim` axes, as a vector over features or a number."""

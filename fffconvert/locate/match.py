@@ -1,9 +1,9 @@
 """Find the feedforward blocks in a recorded run by dataflow.
 
-From each linear map, go backwards through pointwise operations, rearrangements, dropout and norms until linear
-maps are reached. It is a block if all paths end in linear maps of the same tensor, a nonlinearity lies between,
-input and output are of the same width, no hidden value is used elsewhere, and the result goes by a residual
-addition to something that the block's input reaches too. The last rule leaves out poolers, heads, transforms
+From each linear map, go backwards through pointwise operations, rearrangements, dropout and norms until
+linear maps are reached. It is a block if all paths end in linear maps of the same tensor, a nonlinearity lies
+between, input and output are of the same width, no hidden value is used elsewhere, and the result is added to
+the residual stream that the block's input was taken from. The last rule leaves out poolers, heads, transforms
 before a head, gates and routers.
 """
 
@@ -34,6 +34,19 @@ from fffconvert.locate.operations import (
 )
 from fffconvert.locate.placement import Placer
 from fffconvert.locate.sites import BlockKind, FFNSite, Projection, Skipped
+
+
+PICKS = {
+    "index",
+    "index_select",
+    "gather",
+    "index_put",
+    "index_put_",
+    "index_add",
+    "index_add_",
+    "index_copy_",
+}
+"""Operations that take tokens out of a tensor or put them into one."""
 
 
 @dataclass
@@ -170,7 +183,8 @@ class _Matcher:
                         return True
                     if not others:
                         continue
-                if is_rearrangement(user) or is_dropout(user) or user.target in NORMS or _scales(user):
+                passes = is_rearrangement(user) or is_dropout(user) or user.target in NORMS or _scales(user)
+                if passes or name_of(user) in PICKS:
                     pending.append(user)
         return False
 
@@ -305,6 +319,10 @@ def _upstream(node: fx.Node) -> set[fx.Node]:
         if current in found or current.meta["const"]:
             continue
         found.add(current)
-        if contraction(current) is None and (_keeps_tokens(current) or _is_depthwise(current)):
+        if contraction(current) is not None:
+            continue
+        if _keeps_tokens(current) or _is_depthwise(current):
             pending += current.all_input_nodes
+        elif name_of(current) in PICKS:
+            pending.append(current.all_input_nodes[0])
     return found

@@ -1,4 +1,4 @@
-"""What the matcher knows of single recorded operations: which are linear maps, which keep values as they are."""
+"""What the matcher knows of single recorded operations: which are linear maps, which only move values."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.var.c
 NORMS = {aten.native_layer_norm.default, aten.native_group_norm.default, aten.native_batch_norm.default}
 NORMS |= {aten._native_batch_norm_legit.default, aten._native_batch_norm_legit_no_training.default}
 LINEAR_POINTWISE = {"add", "add_", "sub", "sub_", "rsub", "neg", "neg_", "mul", "mul_", "div", "div_"}
+GROUPED = {"_grouped_mm", "_scaled_grouped_mm"}
 POINTWISE = {"hardswish", "hardswish_", "log_sigmoid_forward", "prelu", "_prelu_kernel", "celu", "selu"}
 """Pointwise operations that lack torch's own tag."""
 
@@ -115,7 +116,7 @@ def is_linear_pointwise(node: fx.Node) -> bool:
     if name.startswith("mul"):
         return len(data) < 2 and node.args[0] is not node.args[1]
     if name.startswith("div"):
-        divisor = node.args[1]
+        divisor = argument(node, 1, "other")
         return not isinstance(divisor, fx.Node) or divisor.meta["const"]
     return True
 
@@ -161,26 +162,23 @@ def contraction(node: fx.Node) -> Contraction | None:
         return None
     target = node.target
     if target in LINEARS:
-        found = _product(
-            node, argument(node, 0, "input"), argument(node, 1, "weight"), argument(node, 2, "bias"), False
-        )
+        weight, bias = argument(node, 1, "weight"), argument(node, 2, "bias")
+        found = _product(node, argument(node, 0, "input"), weight, bias, False)
     elif target in ADDMMS:
-        found = _product(
-            node, argument(node, 1, "mat1"), argument(node, 2, "mat2"), argument(node, 0, "input"), True
-        )
         if node.kwargs.keys() & {"beta", "alpha"}:
             return None
+        weight, bias = argument(node, 2, "mat2"), argument(node, 0, "input")
+        found = _product(node, argument(node, 1, "mat1"), weight, bias, True)
     elif target in MATMULS:
-        found = _product(
-            node, node.args[0], argument(node, 1, "other", argument(node, 1, "mat2")), None, True
-        )
+        weight = argument(node, 1, "other", node.kwargs.get("mat2"))
+        found = _product(node, argument(node, 0, "input"), weight, None, True)
     elif target in CONVOLUTIONS:
         found = _convolution(node)
     elif target is torch.einsum:
         found = _einsum(node)
-    elif name_of(node) in {"_grouped_mm", "_scaled_grouped_mm", "baddbmm"}:
-        source, weight = (node.args[1], node.args[2]) if name_of(node) == "baddbmm" else node.args[:2]
-        found = _product(node, source, weight, None, True)
+    elif name_of(node) in GROUPED or name_of(node) == "baddbmm":
+        first = 1 if name_of(node) == "baddbmm" else 0
+        found = _product(node, node.args[first], node.args[first + 1], None, True)
     else:
         return None
     return _with_bias(found) if found is not None else None
@@ -218,7 +216,9 @@ def _product(node: fx.Node, source: Any, weight: Any, bias: Any, transposed: boo
     if value(weight).ndim < 2:
         return None
     if value(weight).ndim > 2:
-        reason = "mixture of experts: the weights are a bank, [experts, …]"
+        reason = (
+            f"its weights are a stack of {value(weight).shape[0]} matrices: grouped, or a mixture of experts"
+        )
         return Contraction(node, source, weight, None, axis, transposed, reason)
     return Contraction(node, source, weight, bias, axis, transposed)
 
@@ -239,14 +239,12 @@ def _convolution(node: fx.Node) -> Contraction | None:
 
 
 def _einsum(node: fx.Node) -> Contraction | None:
-    equation, *operands = node.args
-    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = list(operands[0])
+    equation, operands = argument(node, 0, "equation"), node.all_input_nodes
     if not isinstance(equation, str) or "->" not in equation or len(operands) != 2:
         return None
     terms, result = equation.replace(" ", "").split("->")
     names = terms.split(",")
-    if len(names) != 2 or not all(isinstance(operand, fx.Node) for operand in operands):
+    if len(names) != 2:
         return None
     (source, x), (weight, w) = sorted(
         zip(operands, names, strict=True), key=lambda pair: pair[0].meta["const"]
@@ -267,7 +265,7 @@ def multiply_adds(node: fx.Node) -> int:
         return _attention(node) if "scaled_dot_product" in name_of(node) else 0
     target, name = node.target, name_of(node)
     result = value(node)
-    if target in LINEARS or target in MATMULS or name in {"_grouped_mm", "_scaled_grouped_mm"}:
+    if target in LINEARS or target in MATMULS or name in GROUPED:
         return result.numel() * int(value(node.all_input_nodes[0]).shape[-1])
     if target in ADDMMS or name == "baddbmm":
         return result.numel() * int(value(argument(node, 1, "mat1")).shape[-1])

@@ -41,8 +41,7 @@ class Placer:
         """
         whole = self._whole(ups, region, down)
         if whole is not None:
-            call, axis = whole
-            return Placement(Position.MODULE, self._all_paths(call), feature_axis=axis)
+            return whole
         entries = [self._projection(up) for up in ups]
         last = self._projection(down)
         between = self._activations(ups, region, down, entries, last)
@@ -74,9 +73,7 @@ class Placer:
     def _calls_around(self, node: fx.Node) -> list[Call]:
         return [self._capture.calls[index] for index in reversed(node.meta["stack"])]
 
-    def _whole(
-        self, ups: list[Contraction], region: set[fx.Node], down: Contraction
-    ) -> tuple[Call, int] | None:
+    def _whole(self, ups: list[Contraction], region: set[fx.Node], down: Contraction) -> Placement | None:
         """The innermost call that is exactly the block: one tensor in, one out, these parameters."""
         block = [*(up.node for up in ups), *(up.result for up in ups), *region, down.node, down.result]
         own = set().union(*(_parameters(node) for node in block))
@@ -90,7 +87,8 @@ class Placer:
             axis = _kept_axis(ups[0].source, call.inputs[0], ups[0].axis)
             if axis is None or _kept_axis(call.outputs[0], down.result, axis) != down.axis:
                 return None
-            return call, _feature_axis(axis, call.inputs[0])
+            axis = _feature_axis(axis, call.inputs[0])
+            return Placement(Position.MODULE, self._all_paths(call), feature_axis=axis)
         return None
 
     def _inside(self, call: Call, node: fx.Node) -> bool:
@@ -99,15 +97,15 @@ class Placer:
     def _projection(self, linear: Contraction) -> Call:
         """The module call that is one projection and nothing else."""
         own = _parameters(linear.node) | _parameters(linear.result)
+        reason = "its parameters are used directly in the forward of {path}, not by a module of their own"
         for call in self._calls_around(linear.node):
-            if {id(p) for p in call.module.parameters()} == own and call.tensor_out and call.path:
+            if {id(p) for p in call.module.parameters()} == own and call.path:
+                reason = "module {path} does more than its projection"
                 reads = len(call.inputs) == 1 and canonical(call.inputs[0]) is canonical(linear.source)
-                if reads and call.positional and canonical(call.outputs[0]) is canonical(linear.result):
+                gives = call.tensor_out and canonical(call.outputs[0]) is canonical(linear.result)
+                if reads and gives and call.positional:
                     return call
-        path = self.path(linear.node) or "the model"
-        raise Refused(
-            f"its parameters are used directly in the forward of {path}, not by a module of their own"
-        )
+        raise Refused(reason.format(path=self.path(linear.node) or "the model"))
 
     def _activations(
         self,

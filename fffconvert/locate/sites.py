@@ -89,7 +89,8 @@ class Placement:
             1,
         ):
             raise FFFError(f"{malformed}: {numbers}; expected whole numbers, and -1 or 1 for the axis")
-        return cls(position, *(tuple(paths[key]) for key in ("entry", "passed", "exit")), **numbers)
+        entry, passed, last = (tuple(paths[key]) for key in ("entry", "passed", "exit"))
+        return cls(position, entry, passed, last, **numbers)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -165,15 +167,14 @@ def test_random_floats_are_as_exact_as_dense_torch(dtype, depth):
 
 
 @variants
-@pytest.mark.parametrize("activation", ["gelu", "silu"])
-def test_gradients(variant, activation, dense_rows):
-    x, weights = draw_random(**variant)
+def test_gradients(variant, dense_rows):
+    x, weights = draw_random(tokens=4, d_in=3, d_out=2, depth=1, **variant)
     inputs = require_grad(x, weights)
-    assert cmm(x, weights, activation)[1].abs().min() > 1e-3
+    assert cmm(x, weights, "silu")[1].abs().min() > 1e-3
     names = [name for name, tensor in weights._asdict().items() if tensor is not None]
 
     def outputs(x, *tensors):
-        return cmm(x, Weights(**dict(zip(names, tensors, strict=True))), activation)[:2]
+        return cmm(x, Weights(**dict(zip(names, tensors, strict=True))), "silu")[:2]
 
     assert torch.autograd.gradcheck(outputs, inputs)
 
@@ -202,23 +203,17 @@ def test_low_precision_gradients_are_summed_in_float32():
 def test_only_visited_rows_receive_a_gradient(variant, dense_rows):
     x, weights = draw_random(tokens=3, depth=3, **variant)
     inputs = require_grad(x, weights)
-    y, logits, leaf = cmm(x, weights, "silu")
-    names = ["x", *(name for name, tensor in weights._asdict().items() if tensor is not None)]
-    grads = dict(zip(names, torch.autograd.grad(y.square().sum(), inputs), strict=True))
-    end = leaf + 2**4
-    nodes = {(t, (int(end[i, t]) >> up) - 1) for i in range(3) for t in range(2) for up in range(1, 5)}
-    ends = {(t, int(leaf[i, t])) for i in range(3) for t in range(2)}
-    for name, grad in grads.items():
-        if name == "x":
-            continue
-        touched = (
-            {tuple(place) for place in grad.flatten(2).any(2).nonzero().tolist()}
-            if grad.dim() > 2
-            else {tuple(place) for place in grad.nonzero().tolist()}
-        )
-        if name == "out_weight" and variant.get("branches") == 2:
+    y, _, leaf = cmm(x, weights, "silu")
+    grads = torch.autograd.grad(y.square().sum(), inputs[1:])
+    names = [name for name, tensor in weights._asdict().items() if tensor is not None]
+    places = [(i, t) for i in range(3) for t in range(2)]
+    visits = {(t, (int(leaf[i, t]) + 2**4 >> up) - 1) for i, t in places for up in range(1, 5)}
+    ends = {(t, int(leaf[i, t])) for i, t in places}
+    for name, grad in zip(names, grads, strict=True):
+        touched = {(place[0], place[1]) for place in grad.nonzero().tolist()}
+        if name == "out_weight" and "branches" in variant:
             touched = {(t, row // 2) for t, row in touched}
-        assert touched == (ends if name.startswith("leaf") else nodes), name
+        assert touched == (ends if name.startswith("leaf") else visits), name
 
 
 def test_logits_alone_can_be_differentiated():
@@ -264,7 +259,7 @@ BROKEN = {
         {},
         {"out_weight": (1, 14, 4)},
         "gelu",
-        r"out_weight is .*; expected \[2, 14, 4\]",
+        r"expected \[2, 14, 4\]",
     ),
     "constant": ({"branches": 2}, {"leaf_constant": (2, 7, 4)}, "gelu", "leaf_constant is"),
     "leaf width": ({"leaf_width": 3}, {"leaf_in_bias": (2, 8, 2)}, "gelu", r"expected \[2, 8, 3\]"),
@@ -315,17 +310,17 @@ def test_meta_has_the_shapes_and_dtypes_of_a_real_run(variant):
 
 
 def test_tracing_gives_one_node():
-    x, weights = draw_random(leaf_width=2)
-    graph = make_fx(lambda x: cmm(x, weights, "gelu")[0], tracing_mode="symbolic")(x).graph
-    assert [node.target for node in graph.nodes if node.op == "call_function" and "cmm" in str(node)] == [OP]
-    assert len([node for node in graph.nodes if node.op == "call_function"]) <= 2
+    x, weights = draw_random()
+    traced = make_fx(lambda x, *w: cmm(x, Weights(*w), "gelu")[0], tracing_mode="symbolic")(x, *weights[:3])
+    calls = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert calls == [OP] + 3 * [operator.getitem]
 
 
 @variants
 def test_compiles_whole_with_a_dynamic_batch(variant):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(cmm, backend=counter, fullgraph=True, dynamic=True)
-    for tokens in (5, 8, 13):
+    for tokens in (7, 11, 13):
         x, weights = draw_random(tokens=tokens, **variant)
         inputs = require_grad(x, weights)
         results = [run(x, weights, "gelu") for run in (cmm, compiled)]

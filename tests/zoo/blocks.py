@@ -128,12 +128,13 @@ class FunctionalLayer(nn.Module):
 
 class InPlaceLayer(FunctionalLayer):
     def forward(self, x: Tensor) -> Tensor:
-        x = x.clone()
-        x += self.attention(self.norm1(x))
-        hidden = self.fc1(self.norm2(x))
+        y = self.attention(self.norm1(x))
+        y += x
+        hidden = self.fc1(self.norm2(y))
         hidden.relu_()
-        x += self.fc2(hidden)
-        return x
+        z = self.fc2(hidden)
+        z += y
+        return z
 
 
 class GatedLayer(FunctionalLayer):

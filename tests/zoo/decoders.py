@@ -167,7 +167,7 @@ DECODERS: list[Case] = [
         decoder_ffn_dim=40,
         max_position_embeddings=32,
     ),
-    # The gate on the input of each layer, wider than the stream here, is a product with another tensor's projection.
+    # The product at the end of each layer, wider than the stream here, is with the embeddings' projection.
     llama(
         "gemma3n",
         "Gemma3nForCausalLM",
@@ -233,7 +233,7 @@ DECODERS: list[Case] = [
         block_auto_adjust_ff_dim=False,
         layer_types=["conv", "full_attention"],
     ),
-    # The shared block is changed by a low-rank adapter at each use, and a linear follows it before the addition.
+    # Each use of the shared block adds a low-rank pair to it, and a linear follows before the addition.
     llama(
         "zamba2",
         "Zamba2ForCausalLM",

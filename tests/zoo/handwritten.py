@@ -69,8 +69,15 @@ def weight_normed() -> MLP:
     return mlp
 
 
-def mid_norm(activation: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Linear(D, H), activation, nn.LayerNorm(H), nn.Linear(H, D))
+class MidNorm(MLP):
+    """Normalises what the activation gives: no function of one neuron alone."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(activation)
+        self.norm = nn.LayerNorm(H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.norm(self.activation(self.up(x))))
 
 
 def shared(pattern: str) -> Stack:
@@ -134,7 +141,8 @@ def case(
 
 def torch_layers(kind: str, **options: Any) -> Callable[[], nn.Module]:
     layer, stack = getattr(nn, f"Transformer{kind}Layer"), getattr(nn, f"Transformer{kind}")
-    return lambda: stack(layer(D, 2, H, dropout=0.0, batch_first=True, **options), 2)
+    nested = {"enable_nested_tensor": False} if options.get("norm_first") else {}
+    return lambda: stack(layer(D, 2, H, dropout=0.0, batch_first=True, **options), 2, **nested)
 
 
 RELU, GELU, SILU = (plain(2, D, H, name) for name in ("relu", "gelu", "silu"))
@@ -188,7 +196,8 @@ BLOCKS: list[Case] = [
     case("glu", block(b.GLU), fused(2, D, H, "sigmoid")),
     case("custom-activation", block(lambda: MLP(b.shifted_swish)), CUSTOM),
     case("autograd-function", block(lambda: MLP(b.SquaredReLU.apply)), plain(2, D, H, "relu2")),
-    case("mid-norm", block(lambda: mid_norm(nn.GELU())), CUSTOM),
+    case("mid-norm", block(lambda: MidNorm(nn.GELU())), CUSTOM),
+    case("mid-norm-autograd-function", block(lambda: MidNorm(b.SquaredReLU.apply)), CUSTOM),
     case(
         "double-precision",
         lambda: two(lambda: Layer(MLP(nn.GELU())))().double(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-CLASSES: dict[str, str] = {"voxtral_realtime_text": "VoxtralRealtimeTextForCausalLM"}
+CLASSES: dict[str, str] = {"speecht5": "SpeechT5ForSpeechToText"}
 """Classes for types whose AutoModel class is not the one to run."""
 
 
@@ -24,33 +24,127 @@ def _resnet(*stages: str) -> dict[str, Any]:
 
 
 def _backbone(*stages: str) -> dict[str, Any]:
-    return {"use_timm_backbone": False, "backbone": None, "use_pretrained_backbone": False, "backbone_config": _resnet(*stages)}
+    return {
+        "use_timm_backbone": False,
+        "backbone": None,
+        "use_pretrained_backbone": False,
+        "backbone_config": _resnet(*stages),
+    }
 
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(["detr", "conditional_detr", "dab-detr", "table-transformer"], _backbone("stage4")),
     "deformable_detr": _backbone("stage2", "stage3", "stage4"),
-    **dict.fromkeys(["qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "qwen2_5_omni_talker", "paddleocr_vl_text", "glm4v_text", "glm_ocr_text", "glm_image_text", "cosmos3_edge_text"], {"rope_parameters": _rope(2, 3, 3)}),
-    **dict.fromkeys(["qwen2_vl", "qwen2_5_vl", "qwen2_5_omni_thinker", "paddleocr_vl", "glm4v", "glm46v", "glm_ocr", "glm_image", "cosmos3_edge"], {"text_config.rope_parameters": _rope(2, 3, 3)}),
+    **dict.fromkeys(
+        [
+            "qwen2_vl_text",
+            "qwen2_5_vl_text",
+            "qwen2_5_omni_text",
+            "qwen2_5_omni_talker",
+            "paddleocr_vl_text",
+            "glm4v_text",
+            "glm_ocr_text",
+            "glm_image_text",
+            "cosmos3_edge_text",
+        ],
+        {"rope_parameters": _rope(2, 3, 3)},
+    ),
+    **dict.fromkeys(
+        [
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen2_5_omni_thinker",
+            "paddleocr_vl",
+            "glm4v",
+            "glm46v",
+            "glm_ocr",
+            "glm_image",
+            "cosmos3_edge",
+        ],
+        {"text_config.rope_parameters": _rope(2, 3, 3)},
+    ),
     "glm4v_moe_text": {"rope_parameters": _rope(1, 1, 2, partial_rotary_factor=0.5)},
     "glm4v_moe": {"text_config.rope_parameters": _rope(1, 1, 2, partial_rotary_factor=0.5)},
-    **dict.fromkeys(["autoformer", "informer", "time_series_transformer"], {"prediction_length": 5, "num_time_features": 1}),
-    **dict.fromkeys(["bamba", "falcon_h1", "granitemoehybrid"], {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128}),
+    **dict.fromkeys(
+        ["autoformer", "informer", "time_series_transformer"],
+        {"prediction_length": 5, "num_time_features": 1},
+    ),
+    **dict.fromkeys(
+        ["bamba", "falcon_h1", "granitemoehybrid"],
+        {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
+    ),
     "mamba2": {"num_heads": 8},
     "aria": {"projector_patch_to_query_dict": {64: 5}},
     **dict.fromkeys(["blip-2", "instructblip", "instructblipvideo"], {"image_token_index": 98}),
-    **dict.fromkeys(["voxtral", "glmasr"], {"audio_config.intermediate_size": 256}),
+    **dict.fromkeys(["voxtral", "glmasr"], {"audio_config.intermediate_size": 256, "audio_token_id": 98}),
     "lilt": {"hidden_size": 96},
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8},
-    **dict.fromkeys(["llava_next", "llava_next_video", "granite4_vision"], {"image_grid_pinpoints": [[64, 128], [128, 64]]}),
+    **dict.fromkeys(
+        ["llava_next", "llava_next_video", "granite4_vision"],
+        {"image_grid_pinpoints": [[64, 128], [128, 64]]},
+    ),
     **dict.fromkeys(["hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl_text", "ministral"], {"head_dim": 16}),
     "hunyuan_vl": {"text_config.head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "zamba2": {"num_hidden_layers": 4},
-    "esm": {"vocab_size": 99},
+    "esm": {"vocab_size": 99, "pad_token_id": 1, "mask_token_id": 32},
+    "efficientnet": {"hidden_dim": 2560},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "clap": {"audio_config.num_hidden_layers": 4, "audio_config.hidden_size": 512},
+    **dict.fromkeys(["clvp"], {"text_config.hidden_size": 128, "speech_config.hidden_size": 128, "decoder_config.hidden_size": 128}),
+    "clvp_encoder": {"hidden_size": 128},
+    **dict.fromkeys(["granite_speech", "granite_speech_plus"], {"window_size": 5}),
+    **dict.fromkeys(["pix2struct_vision_model", "kosmos_2_5_vision_model"], {"patch_embed_hidden_size": 192}),
+    **dict.fromkeys(["pix2struct", "kosmos-2.5"], {"vision_config.patch_embed_hidden_size": 192}),
+    "levit": {"patch_size": 16},
+    "llama4_vision_model": {"intermediate_size": 256, "projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64},
+    "llama4": {"vision_config.intermediate_size": 256, "vision_config.projector_input_dim": 64, "vision_config.projector_output_dim": 64, "vision_config.vision_output_dim": 64},
+    **dict.fromkeys(["mask2former", "oneformer"], {"feature_size": 64, "mask_feature_size": 64, "conv_dim": 64, "mask_dim": 64}),
+    "mllama_vision_model": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 192},
+    "mllama": {"vision_config.intermediate_layers_indices": [0, 1], "vision_config.vision_output_dim": 192},
+    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 97},
+    **dict.fromkeys(["sam", "sam_hq"], {"vision_config.output_channels": 64}),
+    **dict.fromkeys(["sam2_hiera_det_model"], {"hidden_size": 96}),
+    "sam2_vision_model": {"backbone_config.hidden_size": 96},
+    "sam2": {"vision_config.backbone_config.hidden_size": 96},
+    **dict.fromkeys(["step3p5"], {"sliding_window": 4}),
+    "step3p7": {"text_config.sliding_window": 4},
+    "tvp": {"max_img_size": 64, "visual_prompt_size": 8},
+    "perceiver": {"d_latents": 64, "num_self_attends_per_block": 2},
+    "xmod": {"default_language": "en_XX"},
+    **dict.fromkeys(["chameleon", "emu3"], {"vocabulary_map": {"<image>": 98}}),
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}},
+    **dict.fromkeys(["lfm2_moe"], {"layer_types": ["conv", "full_attention"]}),
+    "ernie4_5_vl_moe_text": {"rope_parameters": _rope(3, 3, 2)},
+    "ernie4_5_vl_moe": {"text_config.rope_parameters": _rope(3, 3, 2)},
+    "fun_asr_nano": {"adaptor_config.intermediate_size": 16},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_assistant": {"text_config.hidden_size_per_layer_input": 0},
+    "gemma4_unified_assistant": {"text_config.num_kv_shared_layers": 0},
+    **dict.fromkeys(["pocket_tts", "gradium_phonon_tts"], {"flow_head_config.condition_dim": 64}),
+    **dict.fromkeys(["mimi", "mimi_decoder", "pocket_tts_audio_tokenizer", "pocket_tts_audio_tokenizer_decoder"], {"upsample_groups": 16}),
+    "csm": {"codec_config.upsample_groups": 16},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 96},
+    "qwen3_omni_moe": {"talker_config.text_config.shared_expert_intermediate_size": 96},
+    **dict.fromkeys(["t5gemma2_decoder", "t5gemma2_encoder", "t5gemma2_text"], {"dropout_rate": 0.0, "text_config.dropout_rate": 0.0}),
+    "pix2struct_text_model": {"initializer_range": 0.02},
+    "seggpt": {"intermediate_hidden_state_indices": [1], "merge_index": 0},
+    "nemotron_h_omni": {"vision_config.video_temporal_patch_size": 2},
+    **dict.fromkeys(["dots3_note_audio_encoder"], {"adapter_input_size": 64}),
+    "dots3_note_vision_encoder": {"adapter_in_dim": 64},
+    "dots3_note": {"vision_config.adapter_in_dim": 64, "audio_config.adapter_input_size": 64},
+    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 2},
+
     "reformer": {"axial_pos_embds_dim": [24, 40], "axial_pos_shape": [4, 8]},
-    "dots1": {"moe_intermediate_size": 96, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots1": {
+        "moe_intermediate_size": 96,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+    },
     "deepseek_v2": {"num_experts_per_tok": 2},
 }
 """Fields by dotted name, e.g. `text_config.hidden_size`."""

@@ -47,7 +47,7 @@ def tree_tensors(
 
 
 def integers(generator: torch.Generator) -> Callable[[str, tuple[int, ...]], Tensor]:
-    """Small integers: sums are exact in float32; node logits, even numbers plus an odd one, are never zero."""
+    """Small integers: sums are exact in float32; logits of nodes, even plus odd numbers, are never zero."""
 
     def draw(name: str, shape: tuple[int, ...]) -> Tensor:
         values = torch.randint(-2, 3, shape, generator=generator).float()
@@ -114,8 +114,8 @@ def masked_dense(
 ) -> tuple[Tensor, Tensor]:
     """The published training forward: every neuron of every tree, all but the visited ones masked to 0.
 
-    Takes the published layout, in_weight [T * N, d_in], in_bias [T * N], out_weight [d_out, T * N]; returns the
-    output and the smallest |logit| that each token met.
+    Takes the published layout, in_weight [T * N, d_in], in_bias [T * N] and out_weight [d_out, T * N]. Returns
+    the output and the smallest |logit| that each token met.
     """
     nodes = 2 ** (depth + 1) - 1
     logits = torch.nn.functional.linear(x, in_weight, in_bias).unflatten(1, (-1, nodes))

@@ -56,7 +56,7 @@ def seq2seq(
     inputs: Callable[[], Inputs] = text_pair,
     **config: Any,
 ) -> Case:
-    return hf(name, model_class, blocks, inputs, refused=refused, generate=True, **config)
+    return hf(name, model_class, blocks, inputs, generate=True, **config)
 
 
 def mel() -> Inputs:
@@ -109,14 +109,13 @@ SEQ2SEQ: list[Case] = [
         max_position_embeddings=32,
         decoder_start_token_id=1,
     ),
-    # Every second layer has experts.
     seq2seq(
         "switch-transformers",
         "SwitchTransformersForConditionalGeneration",
-        [plain(2, 24, 40, "relu")],
+        (),
         **T5,
-        num_sparse_encoder_layers=1,
-        num_sparse_decoder_layers=1,
+        num_sparse_encoder_layers=2,
+        num_sparse_decoder_layers=2,
         num_experts=4,
         router_jitter_noise=0.0,
         refused=[("experts", "expert")],

@@ -39,6 +39,7 @@ BOUNDS: dict[str, int] = {
     r"num_experts_per_tok(en)?|(moe_)?top_?k|moe_k": 2,
     r"n_group": 2,
     r"topk_group": 1,
+    r"num_filters|n_filters": 4,
     r"sliding_window": 4,
     r"window_size": 2,
     r"mm_tokens_per_image": 4,
@@ -71,17 +72,21 @@ def model_class(model_type: str) -> type[PreTrainedModel]:
     """AutoModel's class for the type; else one with a head; else the one whose config has this type."""
     if model_type in CLASSES:
         return getattr(transformers, CLASSES[model_type])
+    named = heads(model_type)
+    name = named.get("", next(iter(named.values()), ""))
+    if hasattr(transformers, name):
+        return getattr(transformers, name)
     config_class = CONFIG_MAPPING[model_type]
     module = importlib.import_module(config_class.__module__.replace(".configuration_", ".modeling_"))
-    named = heads(model_type)
-    if named:
-        name = named.get("", next(iter(named.values())))
-        return getattr(module, name, None) or getattr(transformers, name)
+    if hasattr(module, name):
+        return getattr(module, name)
     classes = [
         cls
         for name, cls in vars(module).items()
-        if inspect.isclass(cls) and issubclass(cls, PreTrainedModel)
-        and cls.config_class is config_class and not name.endswith("PreTrainedModel")
+        if inspect.isclass(cls)
+        and issubclass(cls, PreTrainedModel)
+        and cls.config_class is config_class
+        and not name.endswith("PreTrainedModel")
     ]
     if not classes:
         raise LookupError("no model class")
@@ -114,15 +119,25 @@ class _Shrinker:
     def shrink(self, config: PreTrainedConfig, path: str = "") -> PreTrainedConfig:
         values = {}
         given = {f.name: (_value(config, f.name), f.default) for f in dataclasses.fields(config) if f.init}
-        layers = next((v for name, (v, _) in given.items() if re.fullmatch(DEPTH, name) and isinstance(v, int)), 0)
-        kept = _kept_layers([v for v, _ in given.values() if _names(v) and len(v) == layers], layers)
+        layers = next(
+            (v for name, (v, _) in given.items() if re.fullmatch(DEPTH, name) and isinstance(v, int)), 0
+        )
+        stages, taken = getattr(config, "stage_names", None) or [], getattr(config, "out_features", None) or []
+        kept = _kept_layers([v for v, _ in given.values() if _names(v) and len(v) == layers], layers, len(taken))
         for name, (value, default) in given.items():
             if isinstance(value, PreTrainedConfig):
                 values[name] = self.shrink(value, f"{path}{name}.")
-            elif isinstance(value, (list, tuple)) and len(value) == layers > len(kept) and (default is not None or _names(value)):
+            elif (
+                isinstance(value, (list, tuple))
+                and len(value) == layers > len(kept)
+                and (default is not None or _names(value))
+            ):
                 values[name] = type(value)(value[i] for i in kept)
             elif default is not None:  # what is None by default follows from the rest
                 values[name] = self.shrunk(name, value, vars(config), len(kept))
+        if taken:  # a backbone gives as many maps as before
+            deeper = len(stages) == layers + 1 > len(kept) + 1
+            values["out_features"] = stages[1 : len(kept) + 1][-len(taken) :] if deeper else taken
         if values.get("head_dim", 0) is None:
             values["head_dim"] = HEAD_DIM
         values |= {
@@ -137,16 +152,25 @@ class _Shrinker:
             return self.number(name, value, config, layers)
         if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
             if re.fullmatch(INDICES, name) and "out_" not in name and layers:
-                return type(value)(dict.fromkeys(min(v, layers - 1) if v >= 0 else max(v, -layers) for v in value))
+                return type(value)(
+                    dict.fromkeys(min(v, layers - 1) if v >= 0 else max(v, -layers) for v in value)
+                )
             if re.fullmatch(DEPTHS, name):
                 return type(value)(min(v, 1) for v in value)
         if name == "rope_parameters" and isinstance(value, dict):
-            return {k: self.rope(v, config) if isinstance(v, dict) else v for k, v in self.rope(value, config).items()}
+            return {
+                k: self.rope(v, config) if isinstance(v, dict) else v
+                for k, v in self.rope(value, config).items()
+            }
         return value
 
     def number(self, name: str, value: int, config: dict[str, Any], layers: int) -> int:
         if re.search(r"_token_(id|index)$", name):
-            return value if value < VOCABULARY - 30 else self.special.setdefault(value, VOCABULARY - 1 - len(self.special))
+            return (
+                value
+                if value < VOCABULARY - 30
+                else self.special.setdefault(value, VOCABULARY - 1 - len(self.special))
+            )
         if re.fullmatch(DEPTH, name) and layers:
             return layers
         if name in ("window_size", "sliding_window") and value in (112,):  # in pixels, not in patches
@@ -157,7 +181,9 @@ class _Shrinker:
             return HEAD_DIM * config["num_heads"][0]
         if name == "head_dim" and value == config.get("qk_rope_head_dim"):
             return min(value, HEAD_DIM // 2)
-        return min(value, next((bound for pattern, bound in BOUNDS.items() if re.fullmatch(pattern, name)), value))
+        return min(
+            value, next((bound for pattern, bound in BOUNDS.items() if re.fullmatch(pattern, name)), value)
+        )
 
     def rope(self, rope: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         sections = rope.get("mrope_section")
@@ -171,15 +197,20 @@ class _Shrinker:
 
 
 def _value(config: PreTrainedConfig, name: str) -> Any:
-    return vars(config)[name] if name in vars(config) else getattr(config, name, None)  # or a renamed attribute
+    return (
+        vars(config)[name] if name in vars(config) else getattr(config, name, None)
+    )  # or a renamed attribute
 
 
 def _names(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) for v in value)
 
 
-def _kept_layers(kinds: list[list[str]], layers: int) -> list[int]:
-    """The first layer of every kind, at least two and at most four layers."""
-    first = list({kind: index for index, kind in reversed(list(enumerate(zip(*kinds, strict=True))))}.values())
+def _kept_layers(kinds: list[list[str]], layers: int, least: int) -> list[int]:
+    """The first layer of every kind, at most four kinds and at least two layers."""
+    first = list(
+        {kind: index for index, kind in reversed(list(enumerate(zip(*kinds, strict=True))))}.values()
+    )
     others = [index for index in range(layers) if index not in first]
-    return sorted(sorted(first)[:4] + others[: max(0, LAYERS - len(first))])
+    first = sorted(first)[:4]
+    return sorted(first + others[: max(0, LAYERS - len(first), least - len(first))])

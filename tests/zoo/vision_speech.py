@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from transformers import ResNetConfig
 
 from zoo.case import Case, Inputs, gated, hf, image, integers, normal, plain, waveform
 
@@ -30,7 +29,13 @@ TOWERS = {
     },
     "vision_config": VIT | {"hidden_size": 28, "intermediate_size": 52},
 }
-RESNET = ResNetConfig(embedding_size=6, hidden_sizes=[8, 10], depths=[1, 1], out_features=["stage2"])
+RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 6,
+    "hidden_sizes": [8, 10],
+    "depths": [1, 1],
+    "out_features": ["stage2"],
+}
 WAV2VEC2 = {
     "vocab_size": 31,
     "hidden_size": 24,

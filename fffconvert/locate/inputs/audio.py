@@ -28,6 +28,8 @@ def input_values(context: Context) -> Tensor:
 @makes("input_features")
 def input_features(context: Context) -> Tensor | None:
     """A spectrogram: [2, frames, bands], or [2, bands, frames] where a convolution reads bands as channels."""
+    if getattr(context.config, "audio_config", ...) is None:
+        return None
     if "decoder_input_ids" in context.parameters and "input_ids" in context.required:
         return None  # a translator takes either speech or text
     count = bands(context)

@@ -20,11 +20,8 @@ MODALITIES = {
 
 def placeholder_id(context: Context, modality: str) -> int | None:
     """The token that stands for (a part of) an image, a video or a sound, if the model has one."""
-    for name in (f"{modality}_token_id", f"{modality}_token_index"):
-        token = getattr(context.config, name, None)
-        if isinstance(token, int):
-            return token
-    return None
+    token = context.setting(f"{modality}_token_id", f"{modality}_token_index")
+    return token if isinstance(token, int) else None
 
 
 def placeholders(context: Context) -> Iterator[tuple[int, int]]:

@@ -30,8 +30,10 @@ def patch_grid(context: Context) -> tuple[int, int, int]:
 
 
 @makes("pixel_values", "image", "pixel_values_images")
-def pixel_values(context: Context) -> Tensor:
+def pixel_values(context: Context) -> Tensor | None:
     """Images: [2, channels, height, width], or in the form that the other parameters of forward imply."""
+    if getattr(context.config, "vision_config", ...) is None:
+        return None
     channels, height, width = image_shape(context)
     if "image_grid_thw" in context.parameters or "grid_thw" in context.parameters:
         return patches(context)
@@ -39,6 +41,8 @@ def pixel_values(context: Context) -> Tensor:
         return context.normal(BATCH, side(context) ** 2, channels * patch_size(context) ** 2)
     if "aspect_ratio_ids" in context.parameters:
         return context.normal(BATCH, 1, tiles(context), channels, height, width)
+    if "KeypointMatching" in type(context.model).__name__:
+        return context.normal(BATCH, 2, channels, height, width)
     if takes_video(context):
         return context.normal(BATCH, frames(context), channels, height, width)
     if "image_sizes" in context.parameters and pinpoint(context):
@@ -116,9 +120,17 @@ def spatial_shapes(context: Context) -> Tensor:
 
 
 @makes("pixel_attention_mask")
-def pixel_attention_mask(context: Context) -> Tensor | None:
-    """Every patch counts: ones [2, patches]."""
-    return context.constant(1, *context.get("pixel_values").shape[:2]) if "spatial_shapes" in context.parameters else None
+def pixel_attention_mask(context: Context) -> Tensor:
+    """Every patch or pixel counts: ones [2, patches] or [2, images, height, width]."""
+    shape = context.get("pixel_values").shape
+    flat = "spatial_shapes" in context.parameters
+    return context.constant(1, *(shape[:2] if flat else (BATCH, 1, *shape[-2:]))).bool()
+
+
+@makes("target_sizes", only_required=True)
+def target_sizes(context: Context) -> Tensor:
+    """Rows and columns of patches of each image: [2, 2]."""
+    return context.numbers([[side(context)] * 2] * BATCH)
 
 
 @makes("flattened_patches")

@@ -1,0 +1,145 @@
+"""The model card: what was converted, what was kept, what it costs and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import yaml
+
+from fffconvert import __version__
+
+EXPECT = (
+    "Nothing has been trained. The layers are fitted block by block, in closed form, so expect clearly worse "
+    "results than the original's, the more so the lower R² is: errors add up from block to block. Measure "
+    "on your own task before any use."
+)
+SAVINGS = (
+    "Savings are multiply-adds, counted per token; they are not time. This release computes the trees in "
+    "plain torch, which can be slower than the dense blocks."
+)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the converted blocks of a model.
+
+    Attributes:
+        blocks: How many.
+        r2_lowest: Least held-out R².
+        r2_median: Median held-out R².
+        macs_left: Share of the blocks' multiply-adds that is left.
+        model_macs_left: The same of the whole model's multiply-adds.
+        parameters_before: Parameters of the dense blocks.
+        parameters: Parameters of the FFF layers.
+    """
+
+    blocks: int
+    r2_lowest: float
+    r2_median: float
+    macs_left: float
+    model_macs_left: float
+    parameters_before: int
+    parameters: int
+
+    @classmethod
+    def of(cls, blocks: Sequence[Mapping[str, Any]]) -> Totals:
+        """Sum up; `blocks` is the list of that name in `metrics.json`, not empty."""
+        share = sum(block["macs_share"] for block in blocks)
+        left = sum(block["macs_share"] * block["active_fraction"] for block in blocks)
+        scores = [block["r2_heldout"] for block in blocks]
+        return cls(
+            blocks=len(blocks),
+            r2_lowest=min(scores),
+            r2_median=median(scores),
+            macs_left=left / share,
+            model_macs_left=1 - share + left,
+            parameters_before=sum(block["parameters_before"] for block in blocks),
+            parameters=sum(block["parameters"] for block in blocks),
+        )
+
+    def lines(self) -> list[str]:
+        """The sums in words: kept, saved, stored."""
+        ratio = self.parameters / self.parameters_before
+        return [
+            f"Kept: R² of the blocks' outputs on held-out text {self.r2_median:.3f} (median), "
+            f"{self.r2_lowest:.3f} (lowest).",
+            f"Multiply-adds per token: the {self.blocks} blocks need {self.macs_left:.1%} of what they "
+            f"needed, the whole model {self.model_macs_left:.1%}.",
+            f"Storage: the blocks hold {self.parameters:,} parameters, {self.parameters_before:,} before "
+            f"({ratio:.2f} times as many).",
+        ]
+
+
+def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Write the card.
+
+    Args:
+        recipe: As stored in `fffconvert.yaml`.
+        metrics: As stored in `metrics.json`.
+
+    Returns:
+        Markdown with a YAML head.
+    """
+    base = str(recipe["model"])
+    head: dict[str, Any] = {"library_name": "transformers", "tags": ["fffconvert", "fast-feedforward"]}
+    if _is_hub_id(base):
+        head["base_model"] = base
+    rows = [
+        f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} | {block['active_width']} "
+        f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} "
+        f"| {block['parameters_before']:,} | {block['parameters']:,} |"
+        for block in metrics["blocks"]
+    ]
+    return f"""\
+---
+{yaml.safe_dump(head, sort_keys=False).strip()}
+---
+
+# {base} with fast feedforward layers
+
+The feedforward blocks of `{base}` were replaced by fast feedforward (FFF) layers: neurons in balanced binary
+trees, of which each token visits one path from root to leaf. Written by fffconvert {__version__}; the recipe
+is in `fffconvert.yaml`, the figures below are in `metrics.json`.
+
+{_items(Totals.of(metrics["blocks"]).lines())}
+
+| block | trees x depth | trunk | active width | multiply-adds left | R² held out | parameters before | now |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+## How to load it
+
+```python
+import fffconvert  # teaches transformers the FFF layers
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("path of this folder")
+```
+
+Any other `AutoModelFor…` class works as well. Without fffconvert imported, transformers stops with a shape
+mismatch.
+
+## Limits
+
+- {EXPECT}
+- {SAVINGS}
+- The licence and the limits of the original model apply.
+
+`fffconvert inspect` shows the layers of this folder.
+
+Reference: Belcak and Wattenhofer, Fast Feedforward Networks (arXiv 2308.14711) and Exponentially Faster
+Language Modelling (arXiv 2311.10770).
+"""
+
+
+def _items(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _is_hub_id(name: str) -> bool:
+    return (
+        not name.startswith(("pkg:", "/", ".", "~")) and not name.endswith(".gguf") and name.count("/") == 1
+    )

@@ -1,0 +1,154 @@
+"""Writes a converted model's folder so that it is whole or not there, whenever the process dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from fffconvert.errors import FFFError
+from fffconvert.hub.card import model_card
+
+RECIPE = "fffconvert.yaml"
+METRICS = "metrics.json"
+CARD = "README.md"
+_BESIDES_WEIGHTS = 32 << 20
+"""Bytes that tokenizer, config, card and metrics may take; the largest tokenizers take some 30 MB."""
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: Any | None,
+    output: str | Path,
+    *,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Path:
+    """Write a converted model with all that belongs to it.
+
+    Everything goes to a sibling folder first, which then takes its place.
+
+    Args:
+        model: Marked with `fffconvert.hub.quantizer.mark_converted`.
+        tokenizer: The model's tokenizer, if it has one.
+        output: The folder to write.
+        recipe: How the model was made, in plain values: `fffconvert.yaml`.
+        metrics: What was measured, in plain values: `metrics.json`.
+        overwrite: Replace an earlier output; it is there until the new one is whole.
+
+    Returns:
+        The folder, as an absolute path.
+
+    Raises:
+        FFFError: The folder cannot be written, or exists already; nothing is left behind.
+    """
+    output = check_output(output, overwrite=overwrite)
+    needed = sum(p.numel() * p.element_size() for p in model.parameters()) + _BESIDES_WEIGHTS
+    partial = _aside(output, "partial")
+    with _one_line(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(output.parent).free
+        if free < needed:
+            raise FFFError(
+                f"{output.parent} has {free >> 20} MiB free, the model takes {needed >> 20} MiB; "
+                "free some space or choose another -o"
+            )
+        try:
+            model.save_pretrained(partial)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial)
+            (partial / CARD).write_text(model_card(recipe, metrics), encoding="utf-8")
+            (partial / RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+            (partial / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            _flush(partial)
+            _move_into_place(partial, output)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def check_output(output: str | Path, *, overwrite: bool) -> Path:
+    """Refuse an output folder that must not be written, and clear away what a killed run left beside it.
+
+    Raises:
+        FFFError: It exists without `overwrite`, or with it but fffconvert did not write it.
+    """
+    output = Path(output).expanduser().resolve()
+    with _one_line(output):
+        if output.parent.is_dir():
+            _recover(output)
+        if not output.exists():
+            return output
+        if not overwrite:
+            raise FFFError(f"output folder {output} exists; choose another -o, or add --overwrite")
+        if not (output / RECIPE).is_file():
+            raise FFFError(f"{output} holds no {RECIPE}, so --overwrite leaves it alone; choose another -o")
+    return output
+
+
+def _move_into_place(partial: Path, output: Path) -> None:
+    old = _aside(output, "old")
+    if output.exists():
+        os.rename(output, old)
+    os.rename(partial, output)
+    _sync(output.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(output: Path) -> None:
+    """Bring back an output that a killed run had moved aside, and delete what such runs left half written."""
+    ours = re.compile(re.escape(f".{output.name}.") + r"(partial|old)-(\d+)")
+    for entry in list(output.parent.iterdir()):
+        match = ours.fullmatch(entry.name)
+        if match is None or _alive(int(match[2])):
+            continue
+        if match[1] == "old" and not output.exists():
+            os.rename(entry, output)
+        else:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _aside(output: Path, what: str) -> Path:
+    return output.with_name(f".{output.name}.{what}-{os.getpid()}")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _flush(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _one_line(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise FFFError(f"cannot write {output}: {reason}; free some space or choose another -o") from error
