@@ -116,10 +116,14 @@ class Worker:
 
 def main() -> int:
     """Run the sweep; 1 if any model came out wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", metavar="TYPE", help="these config types instead of all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="for one type (default: 60)")
+    parser.add_argument(
+        "--timeout", type=float, default=60, metavar="SECONDS", help="for one type (default: 60)"
+    )
     arguments = parser.parse_args()
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -140,6 +141,4 @@ def _items(lines: Sequence[str]) -> str:
 
 
 def _is_hub_id(name: str) -> bool:
-    return (
-        not name.startswith(("pkg:", "/", ".", "~")) and not name.endswith(".gguf") and name.count("/") == 1
-    )
+    return not name.startswith("pkg:") and not Path(name).expanduser().exists()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fffconvert.errors import FFFError
 from fffconvert.locate.capture import capture
 from fffconvert.locate.inputs import example_inputs as default_inputs
 from fffconvert.locate.match import find_blocks
@@ -50,8 +51,14 @@ def locate(
         The blocks in the order in which they run, and what was passed over with the reason.
 
     Raises:
-        FFFError: No example inputs were given and none could be guessed.
+        FFFError: No example inputs were given and none could be guessed, or the model fails on them.
     """
     inputs = default_inputs(model) if example_inputs is None else example_inputs
-    sites, skipped = find_blocks(model, capture(model, inputs), min_expansion)
-    return Sites(sites, skipped)
+    try:
+        captured = capture(model, inputs)
+    except Exception as error:  # whatever a foreign forward raises
+        raise FFFError(
+            f"the model does not run on the example inputs ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}); pass example_inputs, the arguments of one forward pass"
+        ) from error
+    return Sites(*find_blocks(model, captured, min_expansion))

@@ -35,7 +35,6 @@ from fffconvert.locate.operations import (
 from fffconvert.locate.placement import Placer
 from fffconvert.locate.sites import BlockKind, FFNSite, Projection, Skipped
 
-
 PICKS = {
     "index",
     "index_select",

@@ -114,8 +114,8 @@ def masked_dense(
 ) -> tuple[Tensor, Tensor]:
     """The published training forward: every neuron of every tree, all but the visited ones masked to 0.
 
-    Takes the published layout, in_weight [T * N, d_in], in_bias [T * N] and out_weight [d_out, T * N]. Returns
-    the output and the smallest |logit| that each token met.
+    Takes the published layout: in_weight [T * N, d_in], in_bias [T * N], out_weight [d_out, T * N].
+    Returns the output and the smallest |logit| that each token met.
     """
     nodes = 2 ** (depth + 1) - 1
     logits = torch.nn.functional.linear(x, in_weight, in_bias).unflatten(1, (-1, nodes))

@@ -122,8 +122,13 @@ class _Shrinker:
         layers = next(
             (v for name, (v, _) in given.items() if re.fullmatch(DEPTH, name) and isinstance(v, int)), 0
         )
-        stages, taken = getattr(config, "stage_names", None) or [], getattr(config, "out_features", None) or []
-        kept = _kept_layers([v for v, _ in given.values() if _names(v) and len(v) == layers], layers, len(taken))
+        stages, taken = (
+            getattr(config, "stage_names", None) or [],
+            getattr(config, "out_features", None) or [],
+        )
+        kept = _kept_layers(
+            [v for v, _ in given.values() if _names(v) and len(v) == layers], layers, len(taken)
+        )
         for name, (value, default) in given.items():
             if isinstance(value, PreTrainedConfig):
                 values[name] = self.shrink(value, f"{path}{name}.")

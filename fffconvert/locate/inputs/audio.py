@@ -16,9 +16,15 @@ FRAMES = 8 * LENGTH
 def input_values(context: Context) -> Tensor:
     """A waveform [2, samples], for codecs [2, channels, samples], or a spectrogram [2, frames, bands]."""
     if context.setting("num_mel_bins") and context.setting("frequency_stride"):
-        return context.normal(BATCH, context.number("max_length", default=FRAMES), context.setting("num_mel_bins"))
+        return context.normal(
+            BATCH, context.number("max_length", default=FRAMES), context.setting("num_mel_bins")
+        )
     strides = context.setting("conv_stride", "downsampling_ratios", "upsampling_ratios", part="audio")
-    hop = math.prod(strides) if isinstance(strides, (list, tuple)) else context.number("hop_length", default=320)
+    hop = (
+        math.prod(strides)
+        if isinstance(strides, (list, tuple))
+        else context.number("hop_length", default=320)
+    )
     samples = LENGTH * hop + hop // 2
     codec = context.setting("downsampling_ratios", "upsampling_ratios", part="audio") is not None
     channels = context.number("audio_channels", part="audio", default=1)
@@ -43,7 +49,12 @@ def input_features(context: Context) -> Tensor | None:
 def bands(context: Context) -> int:
     """Number of bands of a spectrogram."""
     return context.number(
-        "feature_projection_input_dim", "input_feat_per_channel", "input_dim", "num_mel_bins", part="audio", default=80
+        "feature_projection_input_dim",
+        "input_feat_per_channel",
+        "input_dim",
+        "num_mel_bins",
+        part="audio",
+        default=80,
     )
 
 
@@ -61,7 +72,9 @@ def bands_first(context: Context) -> bool:
     if context.setting("input_feat_per_channel") is not None:
         return False
     count = bands(context)
-    return any(isinstance(m, nn.Conv1d) and m.in_channels == count and m.groups == 1 for m in context.model.modules())
+    return any(
+        isinstance(m, nn.Conv1d) and m.in_channels == count and m.groups == 1 for m in context.model.modules()
+    )
 
 
 @makes("input_features_mask", "feature_attention_mask")
@@ -79,7 +92,9 @@ def is_longer(context: Context) -> Tensor:
 @makes("spectrogram", "mel_spectrogram", only_required=True)
 def spectrogram(context: Context) -> Tensor:
     """The input of a vocoder: [2, frames, bands]."""
-    return context.normal(BATCH, LENGTH, context.number("model_in_dim", "num_mel_bins", "mel_dim", default=80))
+    return context.normal(
+        BATCH, LENGTH, context.number("model_in_dim", "num_mel_bins", "mel_dim", default=80)
+    )
 
 
 @makes("inputs", only_required=True)

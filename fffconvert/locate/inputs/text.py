@@ -56,7 +56,11 @@ def attention_mask(context: Context) -> Tensor | None:
     flat = context.get("flattened_patches")
     if flat is not None:
         return context.constant(1, *flat.shape[:2])
-    return context.constant(1, BATCH, LENGTH) if "attention_mask" in context.required or "states" in context.parameters else None
+    return (
+        context.constant(1, BATCH, LENGTH)
+        if "attention_mask" in context.required or "states" in context.parameters
+        else None
+    )
 
 
 @makes("qformer_input_ids", "task_inputs", "classes_input_ids", "tasks_input_ids", only_required=True)
@@ -95,7 +99,9 @@ def modality_of_tokens(context: Context) -> Tensor:
 def boxes(context: Context) -> Tensor:
     """Boxes of the tokens on their page, left, top, right, bottom: [2, length, 4]."""
     length = context.get("input_ids").shape[1]
-    corners = context.integers(0, context.number("max_2d_position_embeddings", default=1000), BATCH, 2, length, 2)
+    corners = context.integers(
+        0, context.number("max_2d_position_embeddings", default=1000), BATCH, 2, length, 2
+    )
     return torch.cat([corners.amin(1), corners.amax(1)], dim=-1)
 
 
@@ -104,4 +110,6 @@ def states(context: Context) -> Tensor:
     """Hidden states: [2, 13, d_model]."""
     if "grid_thw" in context.parameters:
         return patches(context)
-    return context.normal(BATCH, LENGTH, context.number("input_dim", "hidden_size", "d_model", "dim", default=1))
+    return context.normal(
+        BATCH, LENGTH, context.number("input_dim", "hidden_size", "d_model", "dim", default=1)
+    )

@@ -15,7 +15,9 @@ SIDE = 64
 
 def image_shape(context: Context) -> tuple[int, int, int]:
     """Channels, height and width of an image."""
-    channels = context.number("num_channels", "in_channels", "in_chans", "image_channels", part="vision", default=3)
+    channels = context.number(
+        "num_channels", "in_channels", "in_chans", "image_channels", part="vision", default=3
+    )
     size = context.setting("image_size", "img_size", "input_size", part="vision", default=SIDE)
     if isinstance(size, dict):
         size = [size["height"], size["width"]] if "height" in size else next(iter(size.values()))

@@ -1,0 +1,229 @@
+"""The commands `inspect`, `convert`, `demo` and `info`."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fffconvert.cli import tables
+from fffconvert.cli.reporting import OneLineUsage, Output, one_line_errors, output
+
+if TYPE_CHECKING:
+    from fffconvert.convert import ConvertedModel, Prepared
+
+app = typer.Typer(
+    name="fffconvert",
+    cls=OneLineUsage,
+    help="Replace the feedforward blocks of pretrained transformers by fast feedforward (FFF) trees.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Hub id, folder, .gguf file, or pkg:DIST[/PATH]: a folder inside a package."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")
+]
+MinExpansion = Annotated[
+    float, typer.Option(min=0.0, help="Least d_hidden / d_model; narrower blocks are taken for adapters.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output of fffconvert once the new is whole.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks, and what other libraries log.")]
+
+
+class Layer(str, Enum):
+    """`fffconvert.plan.LayerForm`, without importing torch for it."""
+
+    BRANCH = "branch"
+    PAPER = "paper"
+
+
+@app.command()
+@one_line_errors
+def inspect(
+    model: Model,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    min_expansion: MinExpansion = 1.0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the feedforward blocks of MODEL, and what was passed over. Reads its config, no weights."""
+    from fffconvert.inspection import inspect_model
+
+    with output(as_json) as out:
+        found = inspect_model(
+            model, revision=revision, trust_remote_code=trust_remote_code, min_expansion=min_expansion
+        )
+        out.document(found)
+        if found["blocks"]:
+            share = sum(block["macs_share"] for block in found["blocks"])
+            parameters = sum(block["parameters"] for block in found["blocks"])
+            out.show(
+                tables.blocks(found["blocks"]),
+                f"{len(found['blocks'])} blocks, {parameters:,} parameters, {share:.1%} of the multiply-adds",
+            )
+        if found["layers"]:
+            out.show(tables.layers(found["layers"]))
+        if found["skipped"]:
+            out.show(tables.skipped(found["skipped"]))
+        if found["blocks"]:
+            out.show(f"next: fffconvert convert {model} --depth 11 -o OUTPUT")
+
+
+@app.command()
+@one_line_errors
+def convert(
+    model: Model,
+    depth: Annotated[
+        int, typer.Option(help="Depth D of each tree: D + 1 neurons a token, 2^(D+1) - 1 in all.")
+    ],
+    destination: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    trees: Annotated[int, typer.Option(help="Trees side by side.")] = 1,
+    trunk: Annotated[int, typer.Option(help="Rank of the always-active linear map; 0 for none.")] = 0,
+    layer: Annotated[
+        Layer, typer.Option(help="An output row per branch fits better; per node is the paper's.")
+    ] = (Layer.BRANCH),
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only blocks that match, as in 'encoder.layer.0'.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Not the blocks that match.")] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to fit on: .txt or .jsonl files, or a datasets name; by default, Python's own docs."
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Order of the calibration text.")] = 0,
+    min_expansion: MinExpansion = 1.0,
+    revision: Revision = None,
+    trust_remote_code: RemoteCode = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Replace MODEL's feedforward blocks by FFF layers, fitted to what they do, and save the model."""
+    from fffconvert.convert import Recipe, convert_model
+    from fffconvert.plan import LayerForm
+
+    with output(as_json) as out:
+        recipe = Recipe(
+            depth=depth,
+            trees=trees,
+            trunk=trunk,
+            layer=LayerForm(layer.value),
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            tokens=tokens,
+            min_expansion=min_expansion,
+            seed=seed,
+        )
+        done = convert_model(
+            model,
+            recipe,
+            destination,
+            calibration=calibration or (),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
+        _show_conversion(out, done, dry_run)
+
+
+def _show_conversion(out: Output, done: ConvertedModel, dry_run: bool) -> None:
+    from fffconvert.hub.card import EXPECT, SAVINGS, Totals
+
+    rows = [dataclasses.asdict(result) for result in done.results] or _planned(done.prepared)
+    seconds = round(done.seconds, 1)
+    out.document({"output": str(done.output), "seconds": seconds, "dry_run": dry_run, "blocks": rows})
+    out.show(tables.layers(rows))
+    if dry_run:
+        out.show("dry run: nothing was fitted or written")
+        return
+    out.show(
+        *Totals.of(rows).lines(),
+        EXPECT,
+        SAVINGS,
+        f"wrote {done.output} in {seconds:.0f} s; next: fffconvert inspect {done.output}",
+        f"in Python: import fffconvert; transformers.AutoModel.from_pretrained({str(done.output)!r})",
+    )
+
+
+def _planned(prepared: Prepared) -> list[dict[str, Any]]:
+    """What a dry run knows of the layers: all but how well they will fit."""
+    specs = [(site, prepared.specs[site.name]) for site in prepared.sites]
+    return [
+        {
+            "name": site.name,
+            "trees": spec.trees,
+            "depth": spec.depth,
+            "trunk": spec.trunk,
+            "active_width": spec.active_width,
+            "active_fraction": spec.macs_per_token / sum(p.weight.numel() for p in (*site.up, site.down)),
+            "r2_heldout": None,
+            "parameters": spec.parameters,
+            "parameters_before": site.parameters,
+            "macs_share": site.macs_share,
+        }
+        for site, spec in specs
+    ]
+
+
+@app.command()
+@one_line_errors
+def demo(
+    destination: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("demo-out"),
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Convert a small sentence encoder that comes as a Python package, and compare it with the original."""
+    from fffconvert.demo import run_demo
+
+    with output(as_json) as out:
+        report = run_demo(destination, overwrite=overwrite, say=out.show)
+        out.document(report)
+
+
+@app.command()
+@one_line_errors
+def info(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Print versions, processor, threads, and the backends with the reason for each that is missing."""
+    from importlib.metadata import version
+
+    from fffconvert import __version__
+    from fffconvert.runtime.backends import backends, cpu
+
+    with output(as_json) as out:
+        versions = {"fffconvert": __version__, "python": platform.python_version()}
+        versions |= {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
+        processor = dataclasses.asdict(cpu())
+        listed = [dataclasses.asdict(backend) for backend in backends()]
+        out.document({"versions": versions, "cpu": processor, "backends": listed})
+        out.show(
+            tables.pairs(versions),
+            tables.pairs({**processor, "features": " ".join(processor["features"])}),
+            tables.pairs(
+                {
+                    row["name"]: ("available: " if row["available"] else "missing: ") + row["reason"]
+                    for row in listed
+                }
+            ),
+        )

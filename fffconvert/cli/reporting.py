@@ -1,0 +1,109 @@
+"""What every command does alike: errors in one line, exit status, JSON on stdout and nothing beside it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from fffconvert.errors import FFFError
+
+USAGE, INTERRUPTED, FAILED = 2, 130, 1
+PIPE_WIDTH = 160
+"""Columns of a table that goes to a file or pipe."""
+
+
+class OneLineUsage(TyperGroup):
+    """Reports a mistake in the arguments in one line, as every other error."""
+
+    def main(self, *args: Any, **options: Any) -> None:
+        """Run a command and exit."""
+        try:
+            status = super().main(*args, **{**options, "standalone_mode": False})
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # those of click, which typer hides in some versions
+                raise
+            context = getattr(error, "ctx", None)
+            place = context.command_path if context else "fffconvert"
+            typer.echo(f"fffconvert: {error.format_message().rstrip('.')}; see {place} --help", err=True)
+            status = USAGE
+        sys.exit(status or 0)
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command end as the manual says: 0 done, 2 bad input, 130 interrupted, 1 anything else.
+
+    Takes the command's `debug` flag: with it errors come with their traceback, and other libraries may talk.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, debug: bool, **options: Any) -> None:
+        if not debug:
+            _quiet()
+        try:
+            command(*args, debug=debug, **options)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; nothing was written", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except FFFError as error:
+            if debug:
+                raise
+            typer.echo(f"fffconvert: {error}", err=True)
+            raise typer.Exit(USAGE) from None
+        except Exception as error:
+            if debug:
+                raise
+            what = (str(error).splitlines() or [""])[0]
+            typer.echo(f"fffconvert: {type(error).__name__}: {what} (--debug shows where)", err=True)
+            raise typer.Exit(FAILED) from None
+
+    return run
+
+
+@contextmanager
+def output(as_json: bool) -> Iterator[Output]:
+    """Where a command prints. With `--json`, what anything else prints on stdout goes to stderr."""
+    out = Output(sys.stdout, as_json)
+    with redirect_stdout(sys.stderr):
+        yield out
+
+
+class Output:
+    """A command's output: a document for programs, or tables and lines for people."""
+
+    def __init__(self, stream: Any, as_json: bool) -> None:
+        self._as_json = as_json
+        self._stream = stream
+        width = None if stream.isatty() else PIPE_WIDTH
+        self._console = Console(file=stream, width=width, highlight=False, markup=False)
+
+    def show(self, *parts: Any) -> None:
+        """Print rich tables or plain lines for people; nothing with `--json`."""
+        if not self._as_json:
+            for part in parts:
+                self._console.print(part, soft_wrap=isinstance(part, str))
+
+    def document(self, values: Mapping[str, Any]) -> None:
+        """Print the JSON document; nothing without `--json`."""
+        if self._as_json:
+            json.dump(values, self._stream, indent=2)
+            self._stream.write("\n")
+
+
+def _quiet() -> None:
+    """Warnings in one line each, only errors from transformers and the hub, no bars without a terminal."""
+    warnings.formatwarning = lambda message, *_, **__: f"fffconvert: warning: {message}\n"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

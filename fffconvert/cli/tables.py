@@ -1,0 +1,82 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def blocks(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The feedforward blocks of a model, from the `blocks` of `inspect --json`."""
+    table = _table(
+        "feedforward blocks",
+        ("name", "layer", "kind", "d_model", "d_hidden", "activation", "bias", "calls", "parameters", "MACs"),
+        left=("name", "kind", "activation", "bias"),
+    )
+    for row in rows:
+        table.add_row(
+            row["name"],
+            "" if row["layer"] is None else str(row["layer"]),
+            row["kind"],
+            str(row["d_model"]),
+            str(row["d_hidden"]),
+            row["activation"],
+            "yes" if row["biases"] else "no",
+            str(row["shared_calls"]),
+            f"{row['parameters']:,}",
+            f"{row['macs_share']:.1%}",
+        )
+    return table
+
+
+def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """What looked like a block and was passed over."""
+    table = _table("passed over", ("name", "reason"), left=("name", "reason"))
+    for row in rows:
+        table.add_row(row["name"] or "(model)", row["reason"])
+    return table
+
+
+def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """FFF layers, planned, fitted or found in a checkpoint; what is not known of them is left out."""
+    table = _table(
+        "fast feedforward layers",
+        ("name", "trees", "trunk", "width", "MACs left", "R² held out", "parameters", "before"),
+        left=("name",),
+    )
+    for row in rows:
+        fraction, score, before = (
+            row.get("active_fraction"),
+            row.get("r2_heldout"),
+            row.get("parameters_before"),
+        )
+        table.add_row(
+            row["name"],
+            f"{row['trees']}x{row['depth']}",
+            str(row["trunk"]),
+            str(row["active_width"]),
+            "" if fraction is None else f"{fraction:.1%}",
+            "" if score is None else f"{score:.3f}",
+            f"{row['parameters']:,}",
+            "" if before is None else f"{before:,}",
+        )
+    return table
+
+
+def pairs(values: Mapping[str, Any]) -> Table:
+    """Names and values side by side, without a head."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _table(title: str, columns: Sequence[str], left: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
+    return table
