@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
-    from fffconvert.convert import convert
+    from fffconvert.convert import convert, restore
     from fffconvert.errors import FFFError
     from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
     from fffconvert.plan import FFFSpec
-    from fffconvert.surgery import replace, restore
+    from fffconvert.surgery import replace
     from fffconvert.tree import FFFLayer
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _HOMES = {
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
     "replace": "fffconvert.surgery",
-    "restore": "fffconvert.surgery",
+    "restore": "fffconvert.convert",
 }
 
 

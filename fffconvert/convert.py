@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
@@ -209,7 +210,7 @@ def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
         )
     test, train = prepared.batches[:held_out], prepared.batches[held_out:]
     results = []
-    try:
+    with surgery.undone_on_error(model):
         for site in tqdm(prepared.sites, desc="fit", unit="block", disable=None):
             spec = prepared.specs[site.name]
             block = site.dense().to("cpu", torch.float32)
@@ -220,14 +221,21 @@ def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
             layer.spec = spec
             surgery.replace(model, {site: layer})
             results.append(_result(site, spec, score))
-    except BaseException:
-        if results:
-            surgery.restore(model)
-        raise
-    hub.mark_converted(
-        model, {site.name: (site.placement, prepared.specs[site.name]) for site in prepared.sites}
-    )
+    if isinstance(model, PreTrainedModel):
+        specs = {site: prepared.specs[site.name] for site in prepared.sites}
+        hub.mark_converted(model, specs, model.config._name_or_path or None)
     return results
+
+
+def restore(model: nn.Module) -> None:
+    """Put a converted model's original blocks back.
+
+    Raises:
+        FFFError: The model holds no originals: it was not converted in this process, or is a copy.
+    """
+    surgery.restore(model)
+    if isinstance(model, PreTrainedModel):
+        hub.unmark_converted(model)
 
 
 def convert_model(
@@ -310,7 +318,7 @@ def _positions(model: nn.Module) -> int:
 def _evaluate(module: nn.Module, x: Tensor) -> Tensor:
     module.eval()
     with torch.no_grad():
-        return torch.cat([module(part) for part in x.split(CHUNK)])
+        return torch.cat([module(part) for part in torch.split(x, CHUNK)])
 
 
 def _result(site: FFNSite, spec: FFFSpec, score: float) -> BlockResult:

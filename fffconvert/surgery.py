@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +35,23 @@ def replace(model: nn.Module, layers: Mapping[FFNSite, nn.Module]) -> None:
         FFFError: A block is not where it was located; the model is unchanged.
     """
     record = install(model, {site.name: (site.placement, layer) for site, layer in layers.items()})
-    _replaced.setdefault(model, Replaced()).extend(record)
+    earlier = _replaced.setdefault(model, Replaced())
+    earlier.swaps += record.swaps
+    earlier.settings += record.settings
+
+
+@contextmanager
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Take back what is replaced in the body if that fails; earlier replacements stay."""
+    before = _replaced.get(model, Replaced())
+    swaps, settings = len(before.swaps), len(before.settings)
+    try:
+        yield
+    except BaseException:
+        record = _replaced.get(model, Replaced())
+        Replaced(record.swaps[swaps:], record.settings[settings:]).undo()
+        del record.swaps[swaps:], record.settings[settings:]
+        raise
 
 
 def install(model: nn.Module, layers: Mapping[str, tuple[Placement, nn.Module]]) -> Replaced:
@@ -61,7 +78,7 @@ def restore(model: nn.Module) -> None:
         FFFError: The model holds no originals: nothing was replaced, or it is a copy or was loaded.
     """
     record = _replaced.pop(model, None)
-    if record is None:
+    if record is None or not record.swaps:
         raise FFFError(
             "this model holds no original blocks: it is a copy, or was loaded converted; load the original"
         )
@@ -128,11 +145,6 @@ class Replaced:
 
     swaps: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
     settings: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
-
-    def extend(self, later: Replaced) -> None:
-        """Add what was taken out after this."""
-        self.swaps += later.swaps
-        self.settings += later.settings
 
     def undo(self) -> None:
         """Put everything back."""

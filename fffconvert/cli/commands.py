@@ -196,10 +196,21 @@ def demo(
 ) -> None:
     """Convert a small sentence encoder that comes as a Python package, and compare it with the original."""
     from fffconvert.demo import run_demo
+    from fffconvert.hub.card import EXPECT, SAVINGS, Totals
 
     with output(as_json) as out:
         report = run_demo(destination, overwrite=overwrite, say=out.show)
         out.document(report)
+        out.show(
+            tables.layers(report["blocks"]),
+            tables.similarity(report["similarity"]),
+            *Totals.of(report["blocks"]).lines(),
+            f"Weights: {report['bytes'] / 1e6:.0f} MB, {report['bytes_before'] / 1e6:.0f} MB before.",
+            EXPECT,
+            SAVINGS,
+            f"All in {report['output']}: weights, tokenizer, README.md, fffconvert.yaml, metrics.json",
+            f"{report['seconds']:.0f} s; next: fffconvert inspect {report['output']}",
+        )
 
 
 @app.command()

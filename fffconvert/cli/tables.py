@@ -65,6 +65,19 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+def similarity(models: Mapping[str, Mapping[str, float]]) -> Table:
+    """How well models judge the similarity of sentences."""
+    table = _table(
+        "similarity of sentences",
+        ("model", "rank correlation with grades", "correlation with the original"),
+        left=("model",),
+    )
+    for name, row in models.items():
+        shown = "feedforward blocks deleted" if name == "deleted" else name
+        table.add_row(shown, f"{row['spearman_with_grades']:.3f}", f"{row['correlation_with_original']:.3f}")
+    return table
+
+
 def pairs(values: Mapping[str, Any]) -> Table:
     """Names and values side by side, without a head."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

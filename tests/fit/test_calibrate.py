@@ -1,0 +1,124 @@
+"""Batches of calibration text, and the inputs of one block at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from zoo import ARCHITECTURES, HANDWRITTEN
+
+from fffconvert import surgery
+from fffconvert.errors import FFFError
+from fffconvert.fit.calibrate import block_inputs, text_batches, with_decoder_inputs
+from fffconvert.locate import locate
+
+BY_NAME = {case.name: case for case in [*ARCHITECTURES, *HANDWRITTEN]}
+
+
+class Letters:
+    """A tokenizer: one token a letter, 1 before and 2 after every text."""
+
+    model_max_length = 512
+
+    def __call__(self, text: str, add_special_tokens: bool = True, **_):
+        ids = [3 + ord(letter) % 50 for letter in text]
+        return {"input_ids": [1, *ids, 2] if add_special_tokens else ids}
+
+    def num_special_tokens_to_add(self) -> int:
+        return 2
+
+
+TEXTS = ["abc" * 20, "hello", "", "x" * 100, "a longer text than the others"] * 20
+
+
+def batches(**options):
+    defaults = {"tokens": 10_000, "length": 16, "seed": 0}
+    return text_batches(TEXTS, Letters(), **(defaults | options))
+
+
+def test_sequences_have_their_special_tokens_and_no_padding():
+    for batch in batches():
+        assert batch["attention_mask"].all()
+        assert (batch["input_ids"][:, 0] == 1).all()
+        assert (batch["input_ids"][:, -1] == 2).all()
+        assert batch["input_ids"].shape[1] <= 16
+
+
+def test_long_texts_are_cut_and_no_token_is_lost_but_short_remainders():
+    found = text_batches(["abcdefghij" * 3], Letters(), tokens=100, length=12, seed=0)
+    assert sorted(tuple(b["input_ids"].shape) for b in found) == [(3, 12)]
+    found = text_batches(["abcdefghij" * 3 + "klm"], Letters(), tokens=100, length=12, seed=0)
+    assert sum(b["input_ids"].numel() for b in found) == 36
+
+
+def test_number_of_tokens_is_kept_to_the_last_text():
+    for wanted in (100, 500, 1000):
+        taken = sum(batch["input_ids"].numel() for batch in batches(tokens=wanted))
+        assert wanted <= taken < wanted + 200
+
+
+def test_order_follows_the_seed():
+    first, second, other = batches(seed=1), batches(seed=1), batches(seed=2)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, second, strict=True))
+    assert any(
+        a["input_ids"].shape != b["input_ids"].shape or not torch.equal(a["input_ids"], b["input_ids"])
+        for a, b in zip(first, other, strict=False)
+    )
+
+
+def test_texts_without_tokens_are_refused():
+    with pytest.raises(FFFError, match="no tokens"):
+        text_batches(["", ""], Letters(), tokens=100, length=16, seed=0)
+
+
+def test_decoder_reads_the_text_shifted_by_one():
+    model = BY_NAME["t5"].build()
+    (batch,) = with_decoder_inputs(model, [{"input_ids": torch.tensor([[5, 6, 7]])}])
+    start = model.config.decoder_start_token_id
+    assert batch["decoder_input_ids"].tolist() == [[start, 5, 6]]
+    encoder = BY_NAME["bert"].build()
+    assert with_decoder_inputs(encoder, [{"input_ids": torch.zeros(1, 1)}])[0].keys() == {"input_ids"}
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "bart", "albert", "conv1x1-1d"])
+def test_block_inputs_are_what_the_block_reads(name: str):
+    case = BY_NAME[name]
+    model, inputs = case.build(), case.inputs()
+    site = locate(model, inputs)[-1]
+    seen: list[torch.Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(x.movedim(site.placement.feature_axis, -1).reshape(-1, site.d_model))
+            return x
+
+    x = block_inputs(model, site, [inputs, inputs])
+    surgery.replace(model, {site: Spy()})
+    with torch.no_grad():
+        model(**inputs)
+    once = torch.cat(seen)
+    if site.shared_calls == 1:
+        torch.testing.assert_close(x, torch.cat([once, once]))
+    else:  # what later calls of a shared block read follows from what stands in its place
+        assert x.shape == (2 * once.shape[0], site.d_model)
+        torch.testing.assert_close(x[: seen[0].shape[0]], seen[0])
+
+
+def test_nan_in_the_model_is_named_with_the_block():
+    case = BY_NAME["bert"]
+    model = case.build()
+    sites = locate(model, case.inputs())
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] = float("nan")
+    block_inputs(model, sites[0], [case.inputs()])
+    with pytest.raises(FFFError, match=r"layer\.1.*not finite"):
+        block_inputs(model, sites[1], [case.inputs()])
+
+
+def test_a_block_that_is_not_reached_is_named():
+    case = BY_NAME["bart"]
+    model = case.build()
+    site = locate(model, case.inputs())[0]
+    with pytest.raises(FFFError, match="never reached"):
+        block_inputs(model, site, [])
+    assert not model.get_submodule(site.placement.entry[0])._forward_pre_hooks
