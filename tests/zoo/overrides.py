@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-CLASSES: dict[str, str] = {"speecht5": "SpeechT5ForSpeechToText"}
+CLASSES: dict[str, str] = {
+    "speecht5": "SpeechT5ForSpeechToText",
+    "musicgen": "MusicgenForConditionalGeneration",
+    "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
+}
 """Classes for types whose AutoModel class is not the one to run."""
 
 
@@ -33,6 +37,38 @@ def _backbone(*stages: str) -> dict[str, Any]:
 
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        [
+            "rt_detr",
+            "rt_detr_v2",
+            "d_fine",
+            "deimv2",
+            "pp_doclayout_v2",
+            "pp_doclayout_v3",
+            "pp_doclayout_v4",
+        ],
+        {"decoder_in_channels": [64, 64, 64]},
+    ),
+    "zoedepth": {"bottleneck_features": 64},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 16, "attn_layer_indices": [1]},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 16, "layer_types": ["mamba", "attention"]},
+    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
+    "nemo_speechlm": {
+        "text_config.mamba_num_heads": 8,
+        "text_config.mamba_head_dim": 16,
+        "text_config.n_groups": 2,
+    },
+    "hunyuan_vl_text": {"head_dim": 16, "rope_parameters": _rope(2, 2, 2, 2)},
+    "hunyuan_vl": {"text_config.head_dim": 16, "text_config.rope_parameters": _rope(2, 2, 2, 2)},
+    "vipllava": {"vision_feature_layers": [-2, -1]},
+    "glmga": {"text_config.rope_parameters": _rope(2, 3, 3)},
+    "qwen4_exp": {
+        "text_config.indexer_n_heads": 2,
+        "text_config.indexer_kv_heads": 1,
+        "text_config.indexer_head_dim": 16,
+        "text_config.indexer_budget": 8,
+        "text_config.indexer_compress_ratio": 2,
+    },
     **dict.fromkeys(["detr", "conditional_detr", "dab-detr", "table-transformer"], _backbone("stage4")),
     "deformable_detr": _backbone("stage2", "stage3", "stage4"),
     **dict.fromkeys(
@@ -53,7 +89,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         [
             "qwen2_vl",
             "qwen2_5_vl",
-            "qwen2_5_omni_thinker",
             "paddleocr_vl",
             "glm4v",
             "glm46v",
@@ -69,10 +104,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         ["autoformer", "informer", "time_series_transformer"],
         {"prediction_length": 5, "num_time_features": 1},
     ),
-    **dict.fromkeys(
-        ["bamba", "falcon_h1", "granitemoehybrid"],
-        {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
-    ),
     "mamba2": {"num_heads": 8},
     "aria": {"projector_patch_to_query_dict": {64: 5}},
     **dict.fromkeys(["blip-2", "instructblip", "instructblipvideo"], {"image_token_index": 98}),
@@ -83,8 +114,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         ["llava_next", "llava_next_video", "granite4_vision"],
         {"image_grid_pinpoints": [[64, 128], [128, 64]]},
     ),
-    **dict.fromkeys(["hunyuan_v1_dense", "hunyuan_v1_moe", "hunyuan_vl_text", "ministral"], {"head_dim": 16}),
-    "hunyuan_vl": {"text_config.head_dim": 16},
+    **dict.fromkeys(["hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"], {"head_dim": 16}),
     "nemotron": {"num_key_value_heads": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "esm": {"vocab_size": 99, "pad_token_id": 1, "mask_token_id": 32},
@@ -96,7 +126,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "expert_layer_offset": 1,
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "clap": {"audio_config.num_hidden_layers": 4, "audio_config.hidden_size": 512},
+    "clap": {
+        "audio_config.num_hidden_layers": 4,
+        "audio_config.hidden_size": 128,
+        "audio_config.patch_embeds_hidden_size": 64,
+    },
     **dict.fromkeys(
         ["clvp"],
         {"text_config.hidden_size": 128, "speech_config.hidden_size": 128, "decoder_config.hidden_size": 128},
@@ -125,8 +159,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mllama_vision_model": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 192},
     "mllama": {"vision_config.intermediate_layers_indices": [0, 1], "vision_config.vision_output_dim": 192},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2},
-    "qwen2_5_omni_thinker": {"vision_start_token_id": 97},
-    **dict.fromkeys(["sam", "sam_hq"], {"vision_config.output_channels": 64}),
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 60},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 60, "text_config.rope_parameters": _rope(2, 3, 3)},
+    **dict.fromkeys(
+        ["sam", "sam_hq"],
+        {
+            "vision_config.output_channels": 64,
+            "vision_config.num_pos_feats": 32,
+            "prompt_encoder_config.image_size": 64,
+            "prompt_encoder_config.patch_size": 8,
+            "prompt_encoder_config.image_embedding_size": 8,
+            "mask_decoder_config.vit_dim": 64,
+        },
+    ),
     **dict.fromkeys(["sam2_hiera_det_model"], {"hidden_size": 96}),
     "sam2_vision_model": {"backbone_config.hidden_size": 96},
     "sam2": {"vision_config.backbone_config.hidden_size": 96},
@@ -135,8 +180,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "tvp": {"max_img_size": 64, "visual_prompt_size": 8},
     "perceiver": {"d_latents": 64, "num_self_attends_per_block": 2},
     "xmod": {"default_language": "en_XX"},
-    **dict.fromkeys(["chameleon", "emu3"], {"vocabulary_map": {"<image>": 98}}),
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2}},
+    **dict.fromkeys(["chameleon"], {"vocabulary_map": {"<image>": 98, "IMGIMGAZ": 97}}),
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8}},
     **dict.fromkeys(["lfm2_moe"], {"layer_types": ["conv", "full_attention"]}),
     "ernie4_5_vl_moe_text": {"rope_parameters": _rope(3, 3, 2)},
     "ernie4_5_vl_moe": {"text_config.rope_parameters": _rope(3, 3, 2)},

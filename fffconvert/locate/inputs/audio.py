@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 from torch import Tensor, nn
 
 from fffconvert.locate.inputs.context import BATCH, LENGTH, Context, makes
+from fffconvert.locate.inputs.placeholders import features_method
 
 FRAMES = 8 * LENGTH
 """Frames of a spectrogram: enough for three halvings."""
@@ -71,6 +73,8 @@ def bands_first(context: Context) -> bool:
     """Whether a convolution reads the bands of a spectrogram as its channels."""
     if context.setting("input_feat_per_channel") is not None:
         return False
+    if context.setting("n_window", part="audio") is not None:  # two-dimensional convolutions over windows
+        return True
     count = bands(context)
     return any(
         isinstance(m, nn.Conv1d) and m.in_channels == count and m.groups == 1 for m in context.model.modules()
@@ -79,8 +83,14 @@ def bands_first(context: Context) -> bool:
 
 @makes("input_features_mask", "feature_attention_mask")
 def frame_mask(context: Context) -> Tensor | None:
-    """Nothing is padding: ones [2, frames]."""
-    return None if context.get("input_features") is None else context.constant(1, BATCH, frames(context))
+    """Nothing is padding: ones [2, frames]; left out where the mask is one of features, not of frames."""
+    method = features_method(context, "audio")
+    names = ("input_features_mask", "feature_attention_mask")
+    if context.get("input_features") is None or (
+        method and not {*names} & {*inspect.signature(method).parameters}
+    ):
+        return None
+    return context.constant(1, BATCH, frames(context))
 
 
 @makes("is_longer")

@@ -24,25 +24,42 @@ def placeholder_id(context: Context, modality: str) -> int | None:
     return token if isinstance(token, int) else None
 
 
-def placeholders(context: Context) -> Iterator[tuple[int, int]]:
-    """For every modality that is merged into the text: its placeholder and how many of them one example needs.
+def features_method(context: Context, modality: str) -> Any:
+    """The method of the model, or of a model inside it, that makes a modality's features; None if there is none."""
+    name = f"get_{modality}_features"
+    return next((getattr(m, name) for m in context.model.modules() if hasattr(m, name)), None)
 
-    The model itself is asked: they are as many as the features it makes of the example.
+
+def placeholders(context: Context) -> Iterator[list[tuple[int, int]]]:
+    """For every modality that is merged into the text: the special tokens of one example, each with its count.
+
+    The model itself is asked how many placeholders it needs: as many as the features it makes. One that has
+    no method for that expands a single placeholder. Marks of start and end stand around them.
     """
     for modality, contents in MODALITIES.items():
         token = placeholder_id(context, modality)
-        features = getattr(context.model, f"get_{modality}_features", None)
-        given = any(context.get(name) is not None for name in contents)
-        if token is None or features is None or not given:
+        if token is None or all(context.get(name) is None for name in contents):
             continue
-        names = inspect.signature(features).parameters
-        arguments = {name: context.get(name) for name in names if name not in ("input_ids", "attention_mask")}
-        training = context.model.training
-        context.model.eval()
-        with torch.no_grad():
-            made = features(**{name: value for name, value in arguments.items() if value is not None})
-        context.model.train(training)
-        yield token, rows(made) // BATCH
+        method = features_method(context, modality)
+        run = [(token, count_features(context, method) if method else 1)]
+        marks = [
+            context.setting(f"{modality}_{edge}_token_id", f"vision_{edge}_token_id")
+            for edge in ("start", "end")
+        ]
+        before, after = ([(mark, 1)] if isinstance(mark, int) and mark != token else [] for mark in marks)
+        yield [*before, *run, *after]
+
+
+def count_features(context: Context, method: Any) -> int:
+    """Number of feature vectors that a model makes of one example."""
+    names = inspect.signature(method).parameters
+    arguments = {name: context.get(name) for name in names if name not in ("input_ids", "attention_mask")}
+    training = context.model.training
+    context.model.eval()
+    with torch.no_grad():
+        features = method(**{name: value for name, value in arguments.items() if value is not None})
+    context.model.train(training)
+    return rows(features) // BATCH
 
 
 def rows(features: Any) -> int:

@@ -14,27 +14,32 @@ DECODER_LENGTH = 11
 
 @makes("input_ids")
 def input_ids(context: Context) -> Tensor:
-    """Tokens, with a run of placeholders after the first for every image, video or sound: [2, length]."""
-    tokens = random_tokens(context, LENGTH)
-    runs = [context.constant(token, BATCH, count) for token, count in placeholders(context)]
+    """Tokens, with the placeholders of an image, a video or a sound after each of the first: [2, length]."""
+    runs = [
+        torch.cat([context.constant(token, BATCH, count) for token, count in run], dim=1)
+        for run in placeholders(context)
+    ]
     if "image_embeds_position_mask" in context.parameters:
         runs.append(random_tokens(context, context.number("latent_query_num", default=1)))
-    return torch.cat([tokens[:, :1], *runs, tokens[:, 1:]], dim=1)
+    tokens = random_tokens(context, LENGTH)
+    first = [part for index, run in enumerate(runs) for part in (tokens[:, index : index + 1], run)]
+    return torch.cat([*first, tokens[:, len(runs) :]], dim=1)
 
 
 @makes("decoder_input_ids")
 def decoder_input_ids(context: Context) -> Tensor:
-    """Tokens for the decoder: [2, 11]."""
-    return random_tokens(context, DECODER_LENGTH)
+    """Tokens for the decoder: [2, 11], or [2 * codebooks, 11] for audio codes."""
+    codebooks = [getattr(config, "num_codebooks", 1) for name, config in vars(context.config).items() if name == "decoder"]
+    return random_tokens(context, DECODER_LENGTH, rows=BATCH * max(codebooks, default=1), part="decoder")
 
 
-def random_tokens(context: Context, length: int) -> Tensor:
-    """Tokens that are no special ones, and distinct as far as the vocabulary allows: [2, length]."""
+def random_tokens(context: Context, length: int, rows: int = BATCH, part: str = "text") -> Tensor:
+    """Tokens that are no special ones, and distinct as far as the vocabulary allows: [rows, length]."""
     special = special_ids(context)
-    vocabulary = context.number("vocab_size", part="text", default=length)
+    vocabulary = context.number("vocab_size", part=part, default=length)
     allowed = torch.tensor([token for token in range(vocabulary) if token not in special] or [0])
-    order = context.permutation(len(allowed)).cpu().repeat(-(-BATCH * length // len(allowed)))
-    return allowed[order[: BATCH * length]].reshape(BATCH, length).to(context.device)
+    order = context.permutation(len(allowed)).repeat(-(-rows * length // len(allowed)))
+    return allowed.to(context.device)[order[: rows * length]].reshape(rows, length)
 
 
 def special_ids(context: Context) -> set[int]:
@@ -63,7 +68,13 @@ def attention_mask(context: Context) -> Tensor | None:
     )
 
 
-@makes("qformer_input_ids", "task_inputs", "classes_input_ids", "tasks_input_ids", only_required=True)
+@makes("task_inputs", only_required=True)
+def task(context: Context) -> Tensor:
+    """Tokens that name the task: [2, length]."""
+    return random_tokens(context, context.number("task_seq_len", default=LENGTH))
+
+
+@makes("qformer_input_ids", "classes_input_ids", "tasks_input_ids", only_required=True)
 def instruction(context: Context) -> Tensor:
     """Tokens of an instruction beside the text: [2, 13]."""
     return random_tokens(context, LENGTH)

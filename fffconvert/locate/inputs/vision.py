@@ -13,12 +13,12 @@ SIDE = 64
 """Height and width where the config names none: two cells after the usual five halvings."""
 
 
-def image_shape(context: Context) -> tuple[int, int, int]:
-    """Channels, height and width of an image."""
+def image_shape(context: Context, part: str = "vision") -> tuple[int, int, int]:
+    """Channels, height and width of an image, by the config or the part of it with this name."""
     channels = context.number(
-        "num_channels", "in_channels", "in_chans", "image_channels", part="vision", default=3
+        "num_channels", "in_channels", "in_chans", "image_channels", part=part, default=3
     )
-    size = context.setting("image_size", "img_size", "input_size", part="vision", default=SIDE)
+    size = context.setting("image_size", "img_size", "input_size", part=part, default=SIDE)
     if isinstance(size, dict):
         size = [size["height"], size["width"]] if "height" in size else next(iter(size.values()))
     height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
@@ -129,6 +129,20 @@ def pixel_attention_mask(context: Context) -> Tensor:
     return context.constant(1, *(shape[:2] if flat else (BATCH, 1, *shape[-2:]))).bool()
 
 
+@makes("image_merge_sizes", "merge_sizes")
+def merge_sizes(context: Context) -> Tensor:
+    """How many patches of each image are merged, per side: [2]."""
+    return context.constant(
+        context.number("spatial_merge_size", "merge_size", part="vision", default=1), BATCH
+    )
+
+
+@makes("high_res_pixel_values")
+def high_resolution(context: Context) -> Tensor:
+    """The images at the second size that the model takes: [2, channels, height, width]."""
+    return context.normal(BATCH, *image_shape(context, "high_res"))
+
+
 @makes("target_sizes", only_required=True)
 def target_sizes(context: Context) -> Tensor:
     """Rows and columns of patches of each image: [2, 2]."""
@@ -139,7 +153,10 @@ def target_sizes(context: Context) -> Tensor:
 def flattened_patches(context: Context) -> Tensor:
     """Patches behind their row and column: [2, patches, 2 + channels * patch * patch]."""
     cells = context.numbers([[row, column] for row in range(1, 4) for column in range(1, 5)])
-    pixels = context.normal(BATCH, len(cells), image_shape(context)[0] * patch_size(context) ** 2)
+    width = context.number(
+        "patch_embed_hidden_size", part="vision", default=image_shape(context)[0] * patch_size(context) ** 2
+    )
+    pixels = context.normal(BATCH, len(cells), width)
     return torch.cat([cells.expand(BATCH, -1, -1).to(pixels), pixels], dim=-1)
 
 

@@ -1,0 +1,1 @@
+"""Calibration activations into a first FFF layer, in closed form: no gradient step."""

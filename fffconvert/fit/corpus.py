@@ -1,0 +1,187 @@
+"""Calibration text: files, a `datasets` name, or the English that every Python installation carries."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import random
+import re
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from fffconvert.errors import FFFError
+
+_SKIPPED_FOLDERS = {
+    "__pycache__",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "site-packages",
+    "test",
+    "tests",
+    "turtledemo",
+}
+_LEAST_WORDS = 12
+_SUFFIXES = (".txt", ".jsonl", ".gz")
+_DATASET_ROWS = 20_000
+_NOT_PROSE = re.compile(r">>>|::=|\|\s|={3}|-{3}|\*{3}|^\s*[-*@:]")
+_WORD = re.compile(r"[A-Za-z]+[,.;:!?)]*")
+
+
+def default_corpus(characters: int | None = None) -> list[str]:
+    """Prose from the documentation topics and docstrings of the standard library, without duplicates.
+
+    The sources are parsed, never imported. The order is shuffled by a fixed seed, so that the first part of
+    the corpus is a fair sample of the whole.
+
+    Args:
+        characters: Stop once this many characters are gathered; None for all, some 180,000 words.
+
+    Raises:
+        FFFError: The installation carries no sources of its standard library.
+    """
+    folder = Path(sysconfig.get_path("stdlib"))
+    files = [path for path in folder.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(folder).parts)]
+    topics = folder / "pydoc_data" / "topics.py"
+    texts = chain.from_iterable(_strings(path) for path in [topics, *sorted(files)] if path.is_file())
+    paragraphs = list(dict.fromkeys(p for text in texts for p in _paragraphs(text) if _is_prose(p)))
+    if not paragraphs:
+        raise FFFError(
+            "this Python installation has no readable sources of its standard library to calibrate on; "
+            "name calibration files (.txt or .jsonl)"
+        )
+    random.Random(0).shuffle(paragraphs)
+    return paragraphs if characters is None else list(_first(paragraphs, characters))
+
+
+def read_corpus(sources: Sequence[str | Path]) -> list[str]:
+    """Read calibration texts in the order given.
+
+    Args:
+        sources: `.txt` files (a text per paragraph) and `.jsonl` files (a text per row, field "text"), either
+            also as `.gz`; anything else is taken for a dataset's name, NAME or NAME:CONFIG, of which the
+            first 20,000 rows are read.
+
+    Raises:
+        FFFError: A source cannot be found or read, is of another kind, or holds no text.
+    """
+    texts: list[str] = []
+    for source in sources:
+        path = Path(source)
+        is_file = path.exists() or path.is_absolute() or path.suffix in _SUFFIXES
+        found = _read_file(path) if is_file else _read_dataset(str(source))
+        if not found:
+            raise FFFError(f"calibration source {source} is empty; expected text")
+        texts += found
+    return texts
+
+
+def _strings(path: Path) -> Iterator[str]:
+    """The docstrings of a source file, or the values of the dictionary that holds the topics."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # an unreadable file among a thousand costs nothing
+        return
+    if path.parent.name == "pydoc_data":
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+        return
+    bodies: list[ast.AST] = [tree]
+    while bodies:
+        node = bodies.pop()
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(node) or ""
+        if isinstance(node, (ast.Module, ast.ClassDef)):
+            bodies += node.body
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """The paragraphs of a text, each on one line."""
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
+        if paragraph := " ".join(block.split()):
+            yield paragraph
+
+
+def _is_prose(paragraph: str) -> bool:
+    words = paragraph.split()
+    return (
+        len(words) >= _LEAST_WORDS
+        and paragraph[-1] in ".!?:"
+        and not _NOT_PROSE.search(paragraph)
+        and sum(_WORD.fullmatch(word) is not None for word in words) >= 0.75 * len(words)
+    )
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """The first texts that hold this many characters together."""
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text
+        characters -= len(text)
+
+
+def _read_file(path: Path) -> list[str]:
+    if not path.exists():
+        raise FFFError(f"calibration file {path} does not exist; name a .txt or .jsonl file")
+    if not path.is_file():
+        raise FFFError(f"calibration source {path} is a folder; name the .txt or .jsonl files in it")
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if kind not in (".txt", ".jsonl"):
+        raise FFFError(f"calibration file {path} is of another kind; expected .txt or .jsonl, or either as .gz")
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise FFFError(f"calibration file {path} cannot be read as UTF-8 text: {error}") from error
+    if "\0" in text:
+        raise FFFError(f"calibration file {path} is binary; expected UTF-8 text")
+    return list(_paragraphs(text)) if kind == ".txt" else _rows(path, text)
+
+
+def _rows(path: Path, text: str) -> list[str]:
+    texts = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise FFFError(f"{path}, line {number} is not JSON ({error}); expected one object per line") from error
+        texts.append(_text_of(row, f"{path}, line {number}"))
+    return [text for text in texts if text.strip()]
+
+
+def _text_of(row: Any, place: str) -> str:
+    if isinstance(row, dict) and isinstance(row.get("text"), str):
+        return str(row["text"])
+    found = f"the fields {', '.join(map(str, row))}" if isinstance(row, dict) else f"a {type(row).__name__}"
+    raise FFFError(f"{place} holds {found}; expected an object with the field text, a string")
+
+
+def _read_dataset(source: str) -> list[str]:
+    # Only this kind of source needs the library, whose import takes a second.
+    from datasets import load_dataset
+
+    name, _, config = source.partition(":")
+    try:
+        splits = load_dataset(name, config or None, streaming=True)
+        split = splits["train"] if "train" in splits else next(iter(splits.values()))
+        rows = list(split.take(_DATASET_ROWS))
+    except Exception as error:  # the library and what it calls raise dozens of kinds
+        reason = " ".join(str(error).split())
+        raise FFFError(
+            f"calibration source {source} is no existing file, and no dataset of this name could be loaded "
+            f"({reason}); name a .txt or .jsonl file, or check the name and the connection"
+        ) from error
+    return [text for row in rows if (text := _text_of(row, f"dataset {source}")).strip()]

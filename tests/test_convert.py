@@ -1,0 +1,138 @@
+"""Converting models in memory, from Python."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForMaskedLM
+from zoo import ARCHITECTURES, HANDWRITTEN, Case
+from zoo.case import run
+
+import fffconvert as fff
+from fffconvert.errors import FFFError
+from fffconvert.tree import FFFLayer
+
+BY_NAME = {case.name: case for case in [*ARCHITECTURES, *HANDWRITTEN]}
+
+
+def batches(case: Case, count: int = 12) -> list[dict]:
+    """Inputs like the case's own, with other tokens."""
+    made = []
+    for seed in range(count):
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(value: torch.Tensor, generator=generator) -> torch.Tensor:
+            if value.is_floating_point():
+                return torch.randn(4 * value.shape[0], *value.shape[1:], generator=generator, dtype=value.dtype)
+            return torch.randint(5, 61, (4 * value.shape[0], *value.shape[1:]), generator=generator)
+
+        made.append({name: draw(value) for name, value in case.inputs().items()})
+    return made
+
+
+def converted(case: Case, **options) -> nn.Module:
+    defaults = {"depth": 3, "calibration": batches(case), "example_inputs": case.inputs()}
+    return fff.convert(case.build(), **(defaults | options))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "bart", "albert", "vit", "conv1x1-2d", "functional-layer"])
+def test_every_block_becomes_a_layer_and_the_model_runs(name: str):
+    case = BY_NAME[name]
+    model = converted(case)
+    assert sum(isinstance(m, FFFLayer) for m in model.modules()) == sum(e.count for e in case.blocks)
+    assert type(model) is type(case.build())
+    assert run(model, case.inputs()).isfinite().all()
+
+
+def test_a_larger_trunk_keeps_more():
+    case = BY_NAME["bert"]
+    expected = run(case.build(), case.inputs())
+    errors = [
+        float((run(converted(case, depth=2, trunk=trunk), case.inputs()) - expected).norm())
+        for trunk in (0, 20)
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_results_say_what_was_kept_on_held_out_text():
+    from fffconvert.convert import Recipe, fit_blocks, prepare
+
+    case = BY_NAME["bert"]
+    model = case.build()
+    prepared = prepare(model, Recipe(depth=2, trees=2, trunk=4), batches(case), None, case.inputs())
+    results = fit_blocks(model, prepared)
+    assert [r.name for r in results] == [f"bert.encoder.layer.{i}.intermediate.dense" for i in (0, 1)]
+    assert all(0 < result.r2_heldout < 1 for result in results)
+    assert {r.active_width for r in results} == {4 + 2 * 3}
+    assert results[0].active_fraction == pytest.approx(10 * 48 / (2 * 24 * 40))
+    assert results[0].parameters_before == 2 * 24 * 40 + 24 + 40
+
+
+def test_the_same_seed_gives_the_same_model():
+    case = BY_NAME["llama"]
+    first, second = (converted(case).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_restore_gives_the_original_back():
+    case = BY_NAME["bart"]
+    model = converted(case)
+    fff.restore(model)
+    assert torch.equal(run(model, case.inputs()), run(case.build(), case.inputs()))
+    assert not hasattr(model.config, "quantization_config")
+
+
+def test_a_converted_model_in_memory_saves_and_loads(tmp_path):
+    case = BY_NAME["bert"]
+    model = converted(case)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(run(loaded, case.inputs()), run(model, case.inputs()))
+
+
+@pytest.mark.parametrize("case", [BY_NAME["llama"], BY_NAME["nanogpt"]], ids=str)
+def test_a_conversion_that_fails_leaves_the_model_as_it_was(case: Case, monkeypatch: pytest.MonkeyPatch):
+    from importlib import import_module
+
+    module = import_module("fffconvert.convert")
+    fit, calls = module.fit_layer, []
+
+    def fail_at_the_second(*args, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(*args, **options)
+
+    monkeypatch.setattr(module, "fit_layer", fail_at_the_second)
+    model = case.build()
+    with pytest.raises(KeyboardInterrupt):
+        fff.convert(model, depth=2, calibration=batches(case), example_inputs=case.inputs())
+    assert len(calls) == 2
+    assert torch.equal(run(model, case.inputs()), run(case.build(), case.inputs()))
+    assert not any(isinstance(m, FFFLayer) for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bert", {"depth": -1}, "depth is -1"),
+        ("bert", {"depth": 40}, "depth is 40"),
+        ("bert", {"layer": "leafy"}, "leafy"),
+        ("bert", {"tokens": 3}, "tokens is 3"),
+        ("bert", {"include": ("nowhere",)}, "matches nothing"),
+        ("bert", {"calibration": None}, "no tokenizer"),
+        ("bert", {"calibration": []}, "calibration"),
+        ("bert", {"calibration": [{"input_ids": torch.ones(1, 3, dtype=torch.long)}]}, "held out"),
+        ("mamba", {}, "no feedforward block"),
+        ("mixtral", {}, "experts"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_input_is_refused_and_the_model_stays(name: str, options: dict, message: str):
+    case = BY_NAME[name]
+    model = case.build()
+    defaults = {"depth": 2, "calibration": batches(case), "example_inputs": case.inputs()}
+    with pytest.raises((FFFError, ValueError), match=message):
+        fff.convert(model, **(defaults | options))
+    assert torch.equal(run(model, case.inputs()), run(case.build(), case.inputs()))

@@ -1,0 +1,84 @@
+"""The package's order: data passes through the folders, and nothing imports what comes after it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fffconvert
+
+PACKAGE = Path(fffconvert.__file__).parent
+ROOT = PACKAGE.parent
+ORDER = [
+    "errors",
+    "runtime",
+    "locate",
+    "plan",
+    "tree",
+    "fit",
+    "surgery",
+    "hub",
+    "convert",
+    "inspection",
+    "demo_pairs",
+    "demo",
+    "cli",
+]
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Parts of the package that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            pieces = name.split(".")
+            if pieces[0] == "fffconvert" and len(pieces) > 1 and pieces[1] != "__version__":
+                yield pieces[1]
+
+
+def test_every_part_has_its_place():
+    assert {part(path) for path in FILES} == {*ORDER, "__init__"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_imports_what_comes_after_it(path: Path):
+    own = part(path)
+    if own != "__init__":
+        later = {name for name in imported(path) if ORDER.index(name) > ORDER.index(own)}
+        assert not later
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*FILES, *sorted((ROOT / "tests").rglob("*.py"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_files_are_short_enough_to_be_one_thing(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_the_package_and_its_command_line_start_without_torch():
+    code = "import sys, fffconvert, fffconvert.cli; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_every_public_name_can_be_reached():
+    assert all(getattr(fffconvert, name) is not None for name in fffconvert.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fffconvert.nothing
