@@ -55,6 +55,20 @@ def test_a_larger_trunk_keeps_more():
     assert errors[1] < errors[0]
 
 
+def test_depth_0_is_a_dense_layer_of_as_many_trees():
+    model = converted(BY_NAME["bert"], depth=0, trees=40)
+    layers = [module for module in model.modules() if isinstance(module, FFFLayer)]
+    assert {layer.spec.active_width for layer in layers} == {40}
+    assert run(model, BY_NAME["bert"].inputs()).isfinite().all()
+
+
+def test_the_paper_s_layer_has_one_output_row_per_node():
+    model = converted(BY_NAME["bert"], layer="paper")
+    layer = next(module for module in model.modules() if isinstance(module, FFFLayer))
+    assert layer.fff_out_weight.shape == (1, 15, 24)
+    assert layer.fff_leaf_constant is None
+
+
 def test_results_say_what_was_kept_on_held_out_text():
     from fffconvert.convert import Recipe, fit_blocks, prepare
 

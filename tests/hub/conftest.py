@@ -51,7 +51,7 @@ def folder(bert: PreTrainedModel, tmp_path: Path) -> Path:
     return tmp_path / "bert"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def to_converted() -> Callable[[PreTrainedModel], PreTrainedModel]:
     return convert
 

@@ -26,7 +26,6 @@ from transformers import (
 )
 from zoo import ARCHITECTURES, run
 
-import fffconvert
 from fffconvert import surgery
 from fffconvert.errors import FFFError
 from fffconvert.hub import unmark_converted
@@ -77,16 +76,16 @@ def first_layer(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def zoo_outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor, Tensor]]:
+def zoo_outputs(
+    to_converted: Convert, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Of each architecture: what the converted model gives, and what it gives read back in a new process."""
-    from conftest import convert
-
     root = tmp_path_factory.mktemp("zoo")
     before = {}
     for name, case in CASES.items():
         model = case.build()
         if isinstance(model, PreTrainedModel):
-            convert(model).save_pretrained(root / name)
+            to_converted(model).save_pretrained(root / name)
             before[name] = run(model, case.inputs())
     done = python(READ_IN_NEW_PROCESS, str(Path(__file__).parents[1]), str(root))
     assert done.returncode == 0, done.stderr
@@ -300,7 +299,7 @@ class TestStrangersFolder:
 
 def test_public_names_stay_functions_whatever_is_imported():
     import fffconvert.convert
-    import fffconvert.locate  # noqa: F401
+    import fffconvert.locate
 
     for name in fffconvert.__all__:
         assert callable(getattr(fffconvert, name)), name

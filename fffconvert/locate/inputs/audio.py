@@ -7,7 +7,7 @@ import math
 
 from torch import Tensor, nn
 
-from fffconvert.locate.inputs.context import BATCH, LENGTH, Context, makes
+from fffconvert.locate.inputs.context import LENGTH, Context, makes
 from fffconvert.locate.inputs.placeholders import features_method
 
 FRAMES = 8 * LENGTH
@@ -15,11 +15,16 @@ FRAMES = 8 * LENGTH
 
 
 @makes("input_values")
-def input_values(context: Context) -> Tensor:
+def input_values(context: Context) -> Tensor | None:
+    """The waveform or spectrogram, unless forward takes it under another name."""
+    return None if "inputs" in context.required else waveform(context)
+
+
+def waveform(context: Context) -> Tensor:
     """A waveform [2, samples], for codecs [2, channels, samples], or a spectrogram [2, frames, bands]."""
     if context.setting("num_mel_bins") and context.setting("frequency_stride"):
         return context.normal(
-            BATCH, context.number("max_length", default=FRAMES), context.setting("num_mel_bins")
+            context.batch, context.number("max_length", default=FRAMES), context.setting("num_mel_bins")
         )
     strides = context.setting("conv_stride", "downsampling_ratios", "upsampling_ratios", part="audio")
     hop = (
@@ -30,22 +35,24 @@ def input_values(context: Context) -> Tensor:
     samples = LENGTH * hop + hop // 2
     codec = context.setting("downsampling_ratios", "upsampling_ratios", part="audio") is not None
     channels = context.number("audio_channels", part="audio", default=1)
-    return context.normal(BATCH, channels, samples) if codec else context.normal(BATCH, samples)
+    return (
+        context.normal(context.batch, channels, samples) if codec else context.normal(context.batch, samples)
+    )
 
 
 @makes("input_features")
 def input_features(context: Context) -> Tensor | None:
-    """A spectrogram: [2, frames, bands], or [2, bands, frames] where a convolution reads bands as channels."""
-    if getattr(context.config, "audio_config", ...) is None:
+    """A spectrogram: [2, frames, bands], or [2, bands, frames] where convolutions read bands as channels."""
+    if getattr(context.config, "audio_config", ...) is None or "inputs" in context.required:
         return None
     if "decoder_input_ids" in context.parameters and "input_ids" in context.required:
         return None  # a translator takes either speech or text
     count = bands(context)
     if context.setting("spec_size", part="audio"):
-        return context.normal(BATCH, 1, FRAMES, count)
+        return context.normal(context.batch, 1, FRAMES, count)
     if bands_first(context):
-        return context.normal(BATCH, count, frames(context))
-    return context.normal(BATCH, frames(context), count)
+        return context.normal(context.batch, count, frames(context))
+    return context.normal(context.batch, frames(context), count)
 
 
 def bands(context: Context) -> int:
@@ -61,8 +68,8 @@ def bands(context: Context) -> int:
 
 
 def frames(context: Context) -> int:
-    """Number of frames of a spectrogram: what the positions or the windows of the encoder ask for, if any do."""
-    positions = context.setting("max_source_positions", part="audio")
+    """Number of frames of a spectrogram: what the encoder's positions or windows ask for, if they do."""
+    positions = context.number("max_source_positions", part="audio", default=0)
     if positions and bands_first(context):
         return 2 * positions
     window = 2 * context.number("n_window", part="audio", default=1)
@@ -90,20 +97,20 @@ def frame_mask(context: Context) -> Tensor | None:
         method and not {*names} & {*inspect.signature(method).parameters}
     ):
         return None
-    return context.constant(1, BATCH, frames(context))
+    return context.constant(1, context.batch, frames(context))
 
 
 @makes("is_longer")
 def is_longer(context: Context) -> Tensor:
     """No sound was cut: [2, 1]."""
-    return context.constant(0, BATCH, 1).bool()
+    return context.constant(0, context.batch, 1).bool()
 
 
 @makes("spectrogram", "mel_spectrogram", only_required=True)
 def spectrogram(context: Context) -> Tensor:
     """The input of a vocoder: [2, frames, bands]."""
     return context.normal(
-        BATCH, LENGTH, context.number("model_in_dim", "num_mel_bins", "mel_dim", default=80)
+        context.batch, LENGTH, context.number("model_in_dim", "num_mel_bins", "mel_dim", default=80)
     )
 
 
@@ -111,5 +118,5 @@ def spectrogram(context: Context) -> Tensor:
 def sound_or_states(context: Context) -> Tensor:
     """What the encoder of a pair of models takes, or hidden states: [2, samples] or [2, 13, d_model]."""
     if hasattr(context.config, "encoder"):
-        return input_values(context)
-    return context.normal(BATCH, LENGTH, context.number("d_model", "hidden_size", default=1))
+        return waveform(context)
+    return context.normal(context.batch, LENGTH, context.number("d_model", "hidden_size", default=1))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-BATCH = 2
 LENGTH = 13
 """Tokens, frames or time steps: odd, so that a mistaken axis or a padded power of two shows."""
 
@@ -21,6 +20,7 @@ class Context:
         parameters: What the model's forward takes, by name.
         required: Names of those that must be given: the ones without a default and the main input.
         inputs: The inputs made so far.
+        batch: Number of examples: two, or one where a classifier knows no padding token.
     """
 
     def __init__(self, model: nn.Module, config: Any) -> None:
@@ -35,6 +35,8 @@ class Context:
             and (parameter.default is parameter.empty or name == main)
         ]
         self.inputs: dict[str, Any] = {}
+        alone = self.has_head("SequenceClassification") and self.setting("pad_token_id") is None
+        self.batch = 1 if alone else 2
         weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = weight.device, weight.dtype
         self._generator = torch.Generator().manual_seed(0)
@@ -45,6 +47,10 @@ class Context:
             maker = MAKERS.get(name) if name in self.parameters else None
             self.inputs[name] = maker(self) if maker else None
         return self.inputs[name]
+
+    def has_head(self, task: str) -> bool:
+        """Whether the model's class is one for this task, as in BertForMultipleChoice."""
+        return task in type(self.model).__name__
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -112,11 +118,12 @@ def nested_configs(config: Any, part: str = "") -> Iterator[Any]:
 
 
 Maker = Callable[[Context], Any]
+_Maker = TypeVar("_Maker", bound=Maker)
 MAKERS: dict[str, Maker] = {}
 """How each parameter of a forward is made. A maker answers None where the model does not need it."""
 
 
-def makes(*names: str, only_required: bool = False) -> Callable[[Maker], Maker]:
+def makes(*names: str, only_required: bool = False) -> Callable[[_Maker], _Maker]:
     """Register a function as the maker of the parameters of these names.
 
     Args:
@@ -124,7 +131,7 @@ def makes(*names: str, only_required: bool = False) -> Callable[[Maker], Maker]:
         only_required: Leave the parameter out where forward has a default for it.
     """
 
-    def register(maker: Maker) -> Maker:
+    def register(maker: _Maker) -> _Maker:
         for name in names:
             MAKERS[name] = _if_required(name, maker) if only_required else maker
         return maker

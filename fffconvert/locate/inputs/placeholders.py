@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fffconvert.locate.inputs.context import BATCH, Context
+from fffconvert.errors import FFFError
+from fffconvert.locate.inputs.context import Context
 
 MODALITIES = {
-    "image": ("pixel_values",),
+    "image": ("pixel_values", "pixel_values_images"),
     "video": ("pixel_values_videos",),
     "audio": ("input_features", "input_values"),
 }
@@ -25,13 +26,13 @@ def placeholder_id(context: Context, modality: str) -> int | None:
 
 
 def features_method(context: Context, modality: str) -> Any:
-    """The method of the model, or of a model inside it, that makes a modality's features; None if there is none."""
+    """The method that makes a modality's features, of the model or of one inside it, if there is one."""
     name = f"get_{modality}_features"
     return next((getattr(m, name) for m in context.model.modules() if hasattr(m, name)), None)
 
 
 def placeholders(context: Context) -> Iterator[list[tuple[int, int]]]:
-    """For every modality that is merged into the text: the special tokens of one example, each with its count.
+    """For every modality merged into the text: the special tokens of one example, each with its count.
 
     The model itself is asked how many placeholders it needs: as many as the features it makes. One that has
     no method for that expands a single placeholder. Marks of start and end stand around them.
@@ -51,15 +52,28 @@ def placeholders(context: Context) -> Iterator[list[tuple[int, int]]]:
 
 
 def count_features(context: Context, method: Any) -> int:
-    """Number of feature vectors that a model makes of one example."""
+    """Number of feature vectors that a model makes of one example.
+
+    Raises:
+        FFFError: The method does not take the inputs made for it.
+    """
     names = inspect.signature(method).parameters
     arguments = {name: context.get(name) for name in names if name not in ("input_ids", "attention_mask")}
-    training = context.model.training
+    modes = {module: module.training for module in context.model.modules()}
     context.model.eval()
-    with torch.no_grad():
-        features = method(**{name: value for name, value in arguments.items() if value is not None})
-    context.model.train(training)
-    return rows(features) // BATCH
+    try:
+        with torch.no_grad():
+            features = method(**{name: value for name, value in arguments.items() if value is not None})
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        kind = type(context.model).__name__
+        raise FFFError(
+            f"{method.__name__} of {kind} refuses the inputs guessed for it ({reason}); pass example_inputs"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return rows(features) // context.batch
 
 
 def rows(features: Any) -> int:

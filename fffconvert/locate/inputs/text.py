@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fffconvert.locate.inputs.context import BATCH, LENGTH, Context, makes, nested_configs
+from fffconvert.locate.inputs.context import LENGTH, Context, makes, nested_configs
 from fffconvert.locate.inputs.placeholders import MODALITIES, placeholder_id, placeholders
 from fffconvert.locate.inputs.vision import patches
 
@@ -14,14 +14,22 @@ DECODER_LENGTH = 11
 
 @makes("input_ids")
 def input_ids(context: Context) -> Tensor:
-    """Tokens, with the placeholders of an image, a video or a sound after each of the first: [2, length]."""
+    """Tokens, with the placeholders of an image, a video or a sound after each of the first: [2, length].
+
+    For multiple choice they are [2, 2, length].
+    """
+    if context.has_head("MultipleChoice"):
+        return random_tokens(context, LENGTH, 2 * context.batch).reshape(context.batch, 2, LENGTH)
     runs = [
-        torch.cat([context.constant(token, BATCH, count) for token, count in run], dim=1)
+        torch.cat([context.constant(token, context.batch, count) for token, count in run], dim=1)
         for run in placeholders(context)
     ]
     if "image_embeds_position_mask" in context.parameters:
         runs.append(random_tokens(context, context.number("latent_query_num", default=1)))
     tokens = random_tokens(context, LENGTH)
+    end = context.setting("eos_token_id")
+    if context.setting("is_encoder_decoder") and isinstance(end, int):
+        tokens[:, -1] = end  # a classifier reads the state there
     first = [part for index, run in enumerate(runs) for part in (tokens[:, index : index + 1], run)]
     return torch.cat([*first, tokens[:, len(runs) :]], dim=1)
 
@@ -29,17 +37,28 @@ def input_ids(context: Context) -> Tensor:
 @makes("decoder_input_ids")
 def decoder_input_ids(context: Context) -> Tensor:
     """Tokens for the decoder: [2, 11], or [2 * codebooks, 11] for audio codes."""
-    codebooks = [getattr(config, "num_codebooks", 1) for name, config in vars(context.config).items() if name == "decoder"]
-    return random_tokens(context, DECODER_LENGTH, rows=BATCH * max(codebooks, default=1), part="decoder")
+    codebooks = getattr(getattr(context.config, "decoder", None), "num_codebooks", 1)
+    return random_tokens(context, DECODER_LENGTH, context.batch * codebooks, part="decoder")
 
 
-def random_tokens(context: Context, length: int, rows: int = BATCH, part: str = "text") -> Tensor:
-    """Tokens that are no special ones, and distinct as far as the vocabulary allows: [rows, length]."""
+def random_tokens(context: Context, length: int, rows: int = 0, part: str = "text") -> Tensor:
+    """Tokens that are no special ones, and distinct as far as the vocabulary allows.
+
+    Args:
+        context: Of the model.
+        length: Of each row.
+        rows: Number of rows; by default, of examples.
+        part: Word in the name of the nested config that knows the vocabulary.
+
+    Returns:
+        [rows, length].
+    """
+    count = (rows or context.batch) * length
     special = special_ids(context)
     vocabulary = context.number("vocab_size", part=part, default=length)
-    allowed = torch.tensor([token for token in range(vocabulary) if token not in special] or [0])
-    order = context.permutation(len(allowed)).repeat(-(-rows * length // len(allowed)))
-    return allowed.to(context.device)[order[: rows * length]].reshape(rows, length)
+    allowed = context.numbers([token for token in range(vocabulary) if token not in special] or [0])
+    order = context.permutation(len(allowed)).repeat(-(-count // len(allowed)))
+    return allowed[order[:count]].reshape(-1, length)
 
 
 def special_ids(context: Context) -> set[int]:
@@ -54,18 +73,12 @@ def special_ids(context: Context) -> set[int]:
 
 @makes("attention_mask")
 def attention_mask(context: Context) -> Tensor | None:
-    """Nothing is padding: ones of the shape of the tokens, or of the patches where there are no tokens."""
-    tokens = context.get("input_ids")
-    if tokens is not None:
-        return torch.ones_like(tokens)
-    flat = context.get("flattened_patches")
-    if flat is not None:
-        return context.constant(1, *flat.shape[:2])
-    return (
-        context.constant(1, BATCH, LENGTH)
-        if "attention_mask" in context.required or "states" in context.parameters
-        else None
-    )
+    """Nothing is padding: ones of the shape of the tokens, patches or time steps; none for sound."""
+    for name, axes in (("input_ids", None), ("flattened_patches", 2), ("states", 2)):
+        content = context.get(name)
+        if content is not None:
+            return context.constant(1, *content.shape[:axes])
+    return context.constant(1, context.batch, LENGTH) if "attention_mask" in context.required else None
 
 
 @makes("task_inputs", only_required=True)
@@ -83,7 +96,7 @@ def instruction(context: Context) -> Tensor:
 @makes("qformer_attention_mask")
 def instruction_mask(context: Context) -> Tensor:
     """Nothing of the instruction is padding: ones [2, 13]."""
-    return context.constant(1, BATCH, LENGTH)
+    return context.constant(1, context.batch, LENGTH)
 
 
 @makes("image_embeds_position_mask")
@@ -111,7 +124,7 @@ def boxes(context: Context) -> Tensor:
     """Boxes of the tokens on their page, left, top, right, bottom: [2, length, 4]."""
     length = context.get("input_ids").shape[1]
     corners = context.integers(
-        0, context.number("max_2d_position_embeddings", default=1000), BATCH, 2, length, 2
+        0, context.number("max_2d_position_embeddings", default=1000), context.batch, 2, length, 2
     )
     return torch.cat([corners.amin(1), corners.amax(1)], dim=-1)
 
@@ -122,5 +135,5 @@ def states(context: Context) -> Tensor:
     if "grid_thw" in context.parameters:
         return patches(context)
     return context.normal(
-        BATCH, LENGTH, context.number("input_dim", "hidden_size", "d_model", "dim", default=1)
+        context.batch, LENGTH, context.number("input_dim", "hidden_size", "d_model", "dim", default=1)
     )

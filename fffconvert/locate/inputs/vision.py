@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import torch
 from torch import Tensor
 
-from fffconvert.locate.inputs.context import BATCH, Context, makes
-
-SIDE = 64
-"""Height and width where the config names none: two cells after the usual five halvings."""
+from fffconvert.locate.inputs.context import Context, makes
+from fffconvert.locate.inputs.placeholders import features_method
 
 
 def image_shape(context: Context, part: str = "vision") -> tuple[int, int, int]:
@@ -18,11 +17,23 @@ def image_shape(context: Context, part: str = "vision") -> tuple[int, int, int]:
     channels = context.number(
         "num_channels", "in_channels", "in_chans", "image_channels", part=part, default=3
     )
-    size = context.setting("image_size", "img_size", "input_size", part=part, default=SIDE)
+    size = context.setting("image_size", "img_size", "input_size", part=part, default=any_side(context))
+    if takes_sizes(context) and not pinpoint(context):
+        size = any_side(context)
     if isinstance(size, dict):
         size = [size["height"], size["width"]] if "height" in size else next(iter(size.values()))
     height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
     return channels, height, width
+
+
+def any_side(context: Context) -> int:
+    """Height and width of an image for models that take any.
+
+    Some whole patches, and enough cells of eight pixels for a detector that picks its queries among them.
+    """
+    patch = patch_size(context) * context.number("spatial_merge_size", part="vision", default=1)
+    queries = context.number("num_queries", default=0)
+    return max(4 * patch, 32 * math.ceil(math.sqrt(queries) / 4))
 
 
 def patch_grid(context: Context) -> tuple[int, int, int]:
@@ -40,19 +51,19 @@ def pixel_values(context: Context) -> Tensor | None:
     if "image_grid_thw" in context.parameters or "grid_thw" in context.parameters:
         return patches(context)
     if "spatial_shapes" in context.parameters:
-        return context.normal(BATCH, side(context) ** 2, channels * patch_size(context) ** 2)
+        return context.normal(context.batch, side(context) ** 2, channels * patch_size(context) ** 2)
     if "aspect_ratio_ids" in context.parameters:
-        return context.normal(BATCH, 1, tiles(context), channels, height, width)
-    if "KeypointMatching" in type(context.model).__name__:
-        return context.normal(BATCH, 2, channels, height, width)
+        return context.normal(context.batch, 1, tiles(context), channels, height, width)
+    if context.has_head("KeypointMatching"):
+        return context.normal(context.batch, 2, channels, height, width)
     if takes_video(context):
-        return context.normal(BATCH, frames(context), channels, height, width)
-    if "image_sizes" in context.parameters and pinpoint(context):
+        return context.normal(context.batch, frames(context), channels, height, width)
+    if takes_sizes(context) and pinpoint(context):
         rows, columns = pinpoint(context)[0] // height, pinpoint(context)[1] // width
-        return context.normal(BATCH, 1 + rows * columns, channels, height, width)
+        return context.normal(context.batch, 1 + rows * columns, channels, height, width)
     if "pixel_attention_mask" in context.parameters:
-        return context.normal(BATCH, 1, channels, height, width)
-    return context.normal(BATCH, channels, height, width)
+        return context.normal(context.batch, 1, channels, height, width)
+    return context.normal(context.batch, channels, height, width)
 
 
 def takes_video(context: Context) -> bool:
@@ -66,7 +77,7 @@ def pixel_values_videos(context: Context) -> Tensor | None:
     """Video, where forward takes no images: [2, frames, channels, height, width]."""
     if "pixel_values" in context.parameters:
         return None
-    return context.normal(BATCH, frames(context), *image_shape(context))
+    return context.normal(context.batch, frames(context), *image_shape(context))
 
 
 def frames(context: Context) -> int:
@@ -90,13 +101,13 @@ def patches(context: Context) -> Tensor:
     time, height, width = patch_grid(context)
     patch = patch_size(context)
     depth = context.number("temporal_patch_size", part="vision", default=1)
-    return context.normal(BATCH * time * height * width, image_shape(context)[0] * depth * patch**2)
+    return context.normal(context.batch * time * height * width, image_shape(context)[0] * depth * patch**2)
 
 
 @makes("image_grid_thw", "grid_thw")
 def grids(context: Context) -> Tensor:
     """Frames, rows and columns of patches of each image: [2, 3]."""
-    return context.numbers([patch_grid(context)] * BATCH)
+    return context.numbers([patch_grid(context)] * context.batch)
 
 
 def pinpoint(context: Context) -> list[int]:
@@ -107,18 +118,24 @@ def pinpoint(context: Context) -> list[int]:
 
 @makes("image_sizes")
 def image_sizes(context: Context) -> Tensor | None:
-    """Height and width of each image, where tiles or towers for any size ask for it: [2, 2]."""
-    features = getattr(context.model, "get_image_features", None)
-    parameter = inspect.signature(features).parameters.get("image_sizes") if features else None
-    if not pinpoint(context) and (parameter is None or parameter.default is not parameter.empty):
+    """Height and width of each image, where the model asks for them: [2, 2]."""
+    if not takes_sizes(context):
         return None
-    return context.numbers([pinpoint(context) or image_shape(context)[1:]] * BATCH)
+    return context.numbers([pinpoint(context) or image_shape(context)[1:]] * context.batch)
+
+
+def takes_sizes(context: Context) -> bool:
+    """Whether images of any size come with their sizes, or cut into tiles."""
+    method = features_method(context, "image")
+    parameter = inspect.signature(method).parameters.get("image_sizes") if method else None
+    required = parameter is not None and parameter.default is parameter.empty
+    return required or ("image_sizes" in context.parameters and bool(pinpoint(context)))
 
 
 @makes("spatial_shapes")
 def spatial_shapes(context: Context) -> Tensor:
     """Rows and columns of patches of each image: [2, 2]."""
-    return context.numbers([[side(context)] * 2] * BATCH)
+    return context.numbers([[side(context)] * 2] * context.batch)
 
 
 @makes("pixel_attention_mask")
@@ -126,27 +143,27 @@ def pixel_attention_mask(context: Context) -> Tensor:
     """Every patch or pixel counts: ones [2, patches] or [2, images, height, width]."""
     shape = context.get("pixel_values").shape
     flat = "spatial_shapes" in context.parameters
-    return context.constant(1, *(shape[:2] if flat else (BATCH, 1, *shape[-2:]))).bool()
+    return context.constant(1, *(shape[:2] if flat else (context.batch, 1, *shape[-2:]))).bool()
 
 
 @makes("image_merge_sizes", "merge_sizes")
 def merge_sizes(context: Context) -> Tensor:
     """How many patches of each image are merged, per side: [2]."""
     return context.constant(
-        context.number("spatial_merge_size", "merge_size", part="vision", default=1), BATCH
+        context.number("spatial_merge_size", "merge_size", part="vision", default=1), context.batch
     )
 
 
 @makes("high_res_pixel_values")
 def high_resolution(context: Context) -> Tensor:
     """The images at the second size that the model takes: [2, channels, height, width]."""
-    return context.normal(BATCH, *image_shape(context, "high_res"))
+    return context.normal(context.batch, *image_shape(context, "high_res"))
 
 
 @makes("target_sizes", only_required=True)
 def target_sizes(context: Context) -> Tensor:
     """Rows and columns of patches of each image: [2, 2]."""
-    return context.numbers([[side(context)] * 2] * BATCH)
+    return context.numbers([[side(context)] * 2] * context.batch)
 
 
 @makes("flattened_patches")
@@ -156,8 +173,8 @@ def flattened_patches(context: Context) -> Tensor:
     width = context.number(
         "patch_embed_hidden_size", part="vision", default=image_shape(context)[0] * patch_size(context) ** 2
     )
-    pixels = context.normal(BATCH, len(cells), width)
-    return torch.cat([cells.expand(BATCH, -1, -1).to(pixels), pixels], dim=-1)
+    pixels = context.normal(context.batch, len(cells), width)
+    return torch.cat([cells.expand(context.batch, -1, -1).to(pixels), pixels], dim=-1)
 
 
 def tiles(context: Context) -> int:
@@ -168,28 +185,28 @@ def tiles(context: Context) -> int:
 @makes("aspect_ratio_ids")
 def aspect_ratio_ids(context: Context) -> Tensor:
     """Every image is of the first aspect ratio: [2, 1]."""
-    return context.constant(1, BATCH, 1)
+    return context.constant(1, context.batch, 1)
 
 
 @makes("aspect_ratio_mask")
 def aspect_ratio_mask(context: Context) -> Tensor:
     """Every tile counts: [2, 1, tiles]."""
-    return context.constant(1, BATCH, 1, tiles(context))
+    return context.constant(1, context.batch, 1, tiles(context))
 
 
 @makes("visual_feats")
 def visual_feats(context: Context) -> Tensor:
     """Features of the regions of an image: [2, regions, features]."""
-    return context.normal(BATCH, 5, context.number("visual_feat_dim", default=1))
+    return context.normal(context.batch, 5, context.number("visual_feat_dim", default=1))
 
 
 @makes("visual_pos")
 def visual_pos(context: Context) -> Tensor:
     """Boxes of the regions of an image: [2, regions, 4]."""
-    return context.normal(BATCH, 5, context.number("visual_pos_dim", default=4))
+    return context.normal(context.batch, 5, context.number("visual_pos_dim", default=4))
 
 
 @makes("prompt_pixel_values", "prompt_masks", only_required=True)
 def prompt(context: Context) -> Tensor:
     """An image as the prompt to another."""
-    return context.normal(BATCH, *image_shape(context))
+    return context.normal(context.batch, *image_shape(context))

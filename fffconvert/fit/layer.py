@@ -1,0 +1,80 @@
+"""From a block's inputs and outputs to an FFF layer: mean, then trunk, then trees on what is left."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fffconvert.errors import FFFError
+from fffconvert.fit.grow import grow_trees
+from fffconvert.fit.moments import Principal, centre
+from fffconvert.fit.trunk import fit_trunk
+from fffconvert.plan import FFFSpec
+from fffconvert.tree import FFFLayer
+
+
+@torch.no_grad()
+def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec) -> FFFLayer:
+    """Fit an FFF layer to a block in closed form. The result depends on the arguments alone.
+
+    Memory: some three times that of `x` and of `y` beside themselves.
+
+    Args:
+        x: [tokens, d_in], what the block was given, float32 on the CPU.
+        y: [tokens, d_out], what the block made of it.
+        spec: Shape of the layer, without leaf blocks.
+
+    Returns:
+        The layer, float32 on the CPU.
+
+    Raises:
+        FFFError: The activations do not fit the specification or are not finite, or it has leaf blocks.
+    """
+    _check(x, y, spec)
+    principal, z = Principal.of(x)
+    mean, residual = centre(y)
+    layer = FFFLayer(spec)
+    state = layer.state_dict()
+    state["fff_bias"].copy_(mean)
+    if spec.trunk:
+        inner, outer = fit_trunk(z, principal.variance, residual, spec.trunk)
+        residual -= z @ inner.T.float() @ outer.float()
+        trunk_in = principal.rows(inner)
+        state["fff_trunk_in"].copy_(trunk_in)
+        state["fff_trunk_out"].copy_(outer)
+        state["fff_bias"].copy_(mean - trunk_in @ principal.mean @ outer)
+    for t, tree in enumerate(grow_trees(z, principal.variance, residual, spec)):
+        rows = principal.rows(tree.rows)
+        state["fff_in_weight"][t] = rows
+        state["fff_in_bias"][t] = tree.bias - rows @ principal.mean
+        state["fff_out_weight"][t] = tree.out
+        if spec.branch_outputs:
+            state["fff_leaf_constant"][t] = tree.constant
+    return layer
+
+
+def r2(y: Tensor, y_hat: Tensor) -> float:
+    """The share of the variance of y that y_hat explains; below 0 where the mean of y would do better.
+
+    Args:
+        y: [tokens, d_out]
+        y_hat: [tokens, d_out]
+
+    Returns:
+        1 - |y - y_hat|² / |y - mean|². Where y does not vary: 1 if y_hat equals it, else 0.
+    """
+    error = torch.linalg.vector_norm(y - y_hat, dtype=torch.float64).square()
+    total = torch.linalg.vector_norm(centre(y)[1], dtype=torch.float64).square()
+    return float(error == 0) if total == 0 else 1 - float(error / total)
+
+
+def _check(x: Tensor, y: Tensor, spec: FFFSpec) -> None:
+    if spec.leaf_width:
+        raise FFFError(f"leaf_width is {spec.leaf_width}; leaf blocks cannot be fitted yet, expected 0")
+    if x.shape != (len(x), spec.d_in) or y.shape != (len(x), spec.d_out) or not len(x):
+        raise FFFError(
+            f"found activations {list(x.shape)} and {list(y.shape)}; "
+            f"expected [tokens, {spec.d_in}] and [tokens, {spec.d_out}] with at least one token"
+        )
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise FFFError("the activations hold NaN or infinite values; check the model's weights and dtype")
