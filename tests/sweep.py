@@ -134,19 +134,19 @@ def main() -> int:
     worker.stop()
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    report(rows)
+    sys.stdout.write(report(rows))
     return int(any(row.status == "wrong" for row in rows))
 
 
-def report(rows: list[Row]) -> None:
-    """Print the outcomes by status, and the types that were not run or came out wrong with the reason."""
+def report(rows: list[Row]) -> str:
+    """How many types came out how, and the types not replaced exactly with the reason."""
     counts = Counter(row.status for row in rows)
-    print(f"{len(rows)} config types in {sum(row.seconds for row in rows):.0f} s")
-    for status, count in counts.most_common():
-        print(f"{count:6}  {status}")
+    lines = [f"{len(rows)} config types in {sum(row.seconds for row in rows):.0f} s"]
+    lines += [f"{count:6}  {status}" for status, count in counts.most_common()]
     for row in sorted(rows, key=lambda row: (row.status, row.model_type)):
         if row.status in ("not built", "not run", "refused", "wrong"):
-            print(f"{row.status:10} {row.model_type:32} {row.detail}")
+            lines.append(f"{row.status:10} {row.model_type:32} {row.detail}")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

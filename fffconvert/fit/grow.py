@@ -16,8 +16,8 @@ LEAST_TOKENS = 4
 """A branch with fewer gets no output of its own, and a node with fewer than twice as many is not split."""
 PRIOR_TOKENS = 200
 """What a node knows from its parent counts as much as this many of its own tokens."""
-RIDGE = 4.0
-"""Ridge on standardised inputs when a hyperplane is sought, in units of features per token."""
+RIDGE = 0.01
+"""Ridge on standardised inputs when a hyperplane is sought."""
 SKETCH = 64
 """Principal directions of the residual that take part in the search for hyperplanes."""
 REACH = 0.3
@@ -26,6 +26,7 @@ BOOST = 0.6
 """Share of a tree's outputs that is kept where several trees are fitted to each other's residuals."""
 RESOLUTION = 1e-12
 """Variance below which float32 cannot tell a node's standardised tokens apart."""
+POWER_STEPS = 8
 TINY = 1e-30
 
 
@@ -88,7 +89,8 @@ class _Growth:
     """The state of one tree's growth. The tokens of a node are contiguous, partitioned as by quicksort."""
 
     def __init__(self, z: Tensor, variance: Tensor, residual: Tensor, sketch: Tensor, spec: FFFSpec) -> None:
-        self.z, self.variance, self.residual, self.sketch, self.spec = z, variance, residual, sketch, spec
+        self.z, self.residual, self.sketch, self.spec = z, residual, sketch, spec
+        self.deviation = (variance + RIDGE).sqrt()
         self.order = torch.arange(len(z))
         self.activation = ACTIVATIONS[spec.activation].fn
         d_out, branches = residual.shape[1], 2 if spec.branch_outputs else 1
@@ -129,7 +131,7 @@ class _Growth:
         moment = x.T @ (residual @ self.sketch) / tokens
         if node.moment is not None:
             moment = (tokens * moment + PRIOR_TOKENS * node.moment) / (tokens + PRIOR_TOKENS)
-        row = _direction(moment, self.variance + RIDGE * len(mean) / tokens)
+        row = _direction(moment, self.deviation)
         position = x @ row
         spread = position.square().mean()
         if spread < RESOLUTION:
@@ -163,19 +165,22 @@ class _Growth:
         ]
 
 
-def _direction(moment: Tensor, variance: Tensor) -> Tensor:
-    """The unit direction whose best linear prediction of the residual explains most of it: [features].
+def _direction(moment: Tensor, deviation: Tensor) -> Tensor:
+    """The unit direction in which to split and to predict: [features].
+
+    The leading direction of the moment of half-whitened inputs and residual. Whitened ones would give the
+    direction that predicts best linearly, but follow noise wherever little is linear or tokens are few.
 
     Args:
         moment: [features, sketch], of inputs and residual.
-        variance: [features], of the inputs, with its ridge.
+        deviation: [features], of the inputs.
     """
-    whitened = moment * variance.rsqrt()[:, None]
-    gram = whitened.T @ whitened
+    half_whitened = moment * deviation.rsqrt()[:, None]
+    gram = half_whitened.T @ half_whitened
     output = gram[:, gram.diagonal().argmax()]
-    for _ in range(8):
+    for _ in range(POWER_STEPS):
         output = gram @ (output / output.norm().clamp(min=TINY))
-    row = moment @ output / variance
+    row = moment @ output / deviation
     return row / row.norm().clamp(min=TINY)
 
 

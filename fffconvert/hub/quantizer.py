@@ -185,8 +185,10 @@ def mark_converted(
 
 def unmark_converted(model: PreTrainedModel) -> None:
     """Take `mark_converted` back, once `fffconvert.surgery.restore` has put the originals in again."""
-    model.hf_quantizer.remove_quantization_config(model)
-    _set_quantizer(model, None)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if isinstance(quantizer, FFFQuantizer):
+        quantizer.remove_quantization_config(model)
+        _set_quantizer(model, None)
 
 
 def _set_quantizer(model: PreTrainedModel, quantizer: FFFQuantizer | None) -> None:

@@ -158,7 +158,7 @@ class FFNSite:
         return sum(tensor.numel() for tensor in tensors)
 
     def dense(self) -> DenseBlock:
-        """An exact re-implementation of the block as a module of its own (weights are copied)."""
+        """An exact re-implementation of the block, as a module of its own."""
         return DenseBlock(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,9 +242,10 @@ class Sites(Sequence[FFNSite]):
 
 
 class DenseBlock(torch.nn.Module):
-    """A located block, d_model to d_model, computed from copies of its weights.
+    """A located block, d_model to d_model, computed anew from the model's own weights.
 
-    It serves as the check of a replacement and as the target of a fit.
+    It serves as the check of a replacement and as the target of a fit. The weights share the model's memory:
+    deepcopy it before you train it.
     """
 
     def __init__(self, site: FFNSite) -> None:
@@ -269,12 +270,9 @@ class DenseBlock(torch.nn.Module):
 
 
 def _linear(projection: Projection) -> torch.nn.Linear:
-    weight, bias = projection.weight, projection.bias
-    linear = torch.nn.Linear(
-        weight.shape[1], weight.shape[0], bias is not None, device=weight.device, dtype=weight.dtype
-    )
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        if bias is not None and linear.bias is not None:
-            linear.bias.copy_(bias)
+    d_out, d_in = projection.weight.shape
+    linear = torch.nn.Linear(d_in, d_out, projection.bias is not None, device="meta")
+    linear.weight = torch.nn.Parameter(projection.weight)
+    if projection.bias is not None:
+        linear.bias = torch.nn.Parameter(projection.bias)
     return linear

@@ -24,7 +24,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from zoo import ARCHITECTURES, run
+from zoo import ARCHITECTURES
 
 from fffconvert import surgery
 from fffconvert.errors import FFFError
@@ -32,24 +32,7 @@ from fffconvert.hub import unmark_converted
 from fffconvert.plan import MAX_DEPTH
 from fffconvert.tree import FFFLayer
 
-CASES = {case.name: case for case in ARCHITECTURES if case.blocks}
 IDS = {"input_ids": torch.arange(20).view(2, 10)}
-READ_IN_NEW_PROCESS = """
-import sys, torch, transformers
-import fffconvert
-sys.path.insert(0, sys.argv[1])
-from zoo import ARCHITECTURES, run
-torch.set_num_threads(1)
-for case in ARCHITECTURES:
-    folder = f"{sys.argv[2]}/{case.name}"
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-    except OSError:
-        continue
-    model = getattr(transformers, config.architectures[0]).from_pretrained(folder)
-    torch.save(run(model, case.inputs()), f"{folder}/output.pt")
-"""
-
 Convert = Callable[[PreTrainedModel], PreTrainedModel]
 
 
@@ -73,29 +56,6 @@ def edit_plan(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 def first_layer(plan: dict[str, Any]) -> dict[str, Any]:
     return next(iter(plan["modules"].values()))
-
-
-@pytest.fixture(scope="session")
-def zoo_outputs(
-    to_converted: Convert, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of each architecture: what the converted model gives, and what it gives read back in a new process."""
-    root = tmp_path_factory.mktemp("zoo")
-    before = {}
-    for name, case in CASES.items():
-        model = case.build()
-        if isinstance(model, PreTrainedModel):
-            to_converted(model).save_pretrained(root / name)
-            before[name] = run(model, case.inputs())
-    done = python(READ_IN_NEW_PROCESS, str(Path(__file__).parents[1]), str(root))
-    assert done.returncode == 0, done.stderr
-    return {name: (output, torch.load(root / name / "output.pt")) for name, output in before.items()}
-
-
-def test_read_back_in_a_new_process_every_architecture_gives_equal_outputs(zoo_outputs):
-    assert len(zoo_outputs) > 40
-    unequal = [name for name, (before, after) in zoo_outputs.items() if not torch.equal(before, after)]
-    assert unequal == []
 
 
 def test_nothing_is_missing_or_left_over(converted: Path):
@@ -145,7 +105,7 @@ class TestOtherClasses:
         assert torch.equal(logits(BertModel.from_pretrained(tmp_path / "again")), logits(base))
 
     def test_a_part_of_the_model_reads_its_part(self, to_converted: Convert, tmp_path: Path):
-        whole = to_converted(CASES["t5"].build())
+        whole = to_converted(next(case for case in ARCHITECTURES if case.name == "t5").build())
         whole.save_pretrained(tmp_path)
         part = T5EncoderModel.from_pretrained(tmp_path).encoder
         assert torch.equal(logits(part), logits(whole.encoder))
@@ -304,5 +264,3 @@ def test_public_names_stay_functions_whatever_is_imported():
     for name in fffconvert.__all__:
         assert callable(getattr(fffconvert, name)), name
     assert set(fffconvert.__all__) <= set(dir(fffconvert))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        fffconvert.nothing  # noqa: B018

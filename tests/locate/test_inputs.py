@@ -93,7 +93,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] = {
     ),
     "bart for classification": (
         lambda: tf.BartForSequenceClassification(tf.BartConfig(**BART)),
-        {"input_ids": (2, 13), "attention_mask": (2, 13), "decoder_input_ids": (2, 11)},
+        {"input_ids": (2, 13), "attention_mask": (2, 13)},
     ),
     "layoutlm": (
         lambda: tf.LayoutLMModel(tf.LayoutLMConfig(**TEXT)),
@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] = {
             "image_grid_thw": (2, 3),
         },
     ),
-    "wav2vec2": (wav2vec2, {"input_values": (2, 13 * 320 + 160)}),
+    "wav2vec2": (wav2vec2, {"input_values": (2, 26 * 320 + 160)}),
     "whisper": (
         lambda: tf.WhisperModel(tf.WhisperConfig(**BART, max_source_positions=20)),
         {"input_features": (2, 80, 40), "decoder_input_ids": (2, 11)},

@@ -18,13 +18,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 from zoo.overrides import CLASSES, OVERRIDES
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCABULARY = 64, 4, 2, 16, 2, 99
+TOKENS = 69  # special tokens above are renumbered from the end of the vocabulary
 
 BOUNDS: dict[str, int] = {
     r"codebook_size": 64,
     r".*vocab_size.*": VOCABULARY,
     r".*(intermediate_size|intermediate_dim|ffn_dim|ff_dim|mlp_dim|ffn_size|hidden_size_mlp)": 96,
     r"ffn_hidden_size|d_ff|n_inner|d_inner|dim_feedforward": 96,
-    r".*(hidden|embed|embedding|emb|projection|proj|output)_(size|dim)|.*_d_model|.*cross_attention_dim": WIDTH,
+    r".*(hidden|embed|embedding|emb|projection|proj|output)_(size|dim)": WIDTH,
+    r".*_d_model|.*cross_attention_dim": WIDTH,
     r"d_model|n_embd|dim|width": WIDTH,
     r".*(key_value_heads|kv_heads|n_head_kv)": KV_HEADS,
     r".*(attention_heads|num_heads|n_head|n_heads|heads)": HEADS,
@@ -48,7 +50,7 @@ BOUNDS: dict[str, int] = {
 }
 """Upper bounds of numbers by the name of their field; the first pattern that matches holds."""
 DEPTH = r"num_hidden_layers|n_layers?|num_layers|depth"
-INDICES = r".*(_index(es)?|_indices|_idx|feature_layers?|layer_ids?)"
+INDICES = r"(?!_?out_).*(_index(es)?|_indices|_idx|feature_layers?|layer_ids?)"
 DEPTHS = r".*depths|.*num_blocks|blocks_per_stage|layers"
 
 
@@ -58,7 +60,7 @@ def all_model_types() -> list[str]:
 
 
 def heads(model_type: str) -> dict[str, str]:
-    """Names of the classes by the mapping that lists them: "" is AutoModel's, CAUSAL_LM, MASKED_LM and so on."""
+    """Names of the type's classes by the mapping that lists them: "" for AutoModel, CAUSAL_LM and so on."""
     found = {}
     for name in sorted(dir(modeling_auto), key=len):
         mapping = re.fullmatch(r"MODEL_(?:FOR_(\w+)_)?MAPPING_NAMES", name)
@@ -99,9 +101,12 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 
 
 def tiny_model(model_type: str) -> nn.Module:
-    """A model with small random parameters, in eval mode."""
+    """A model with small random parameters, in eval mode, and without dropout in train mode."""
     torch.manual_seed(0)
     model = model_class(model_type)(tiny_config(model_type))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():  # a layer scale of 1e-6 would hide a wrong block
@@ -117,68 +122,54 @@ class _Shrinker:
         self.special: dict[int, int] = {}
 
     def shrink(self, config: PreTrainedConfig, path: str = "") -> PreTrainedConfig:
-        values = {}
         given = {f.name: (_value(config, f.name), f.default) for f in dataclasses.fields(config) if f.init}
-        layers = next(
-            (v for name, (v, _) in given.items() if re.fullmatch(DEPTH, name) and isinstance(v, int)), 0
-        )
-        stages, taken = (
-            getattr(config, "stage_names", None) or [],
-            getattr(config, "out_features", None) or [],
-        )
-        kept = _kept_layers(
-            [v for v, _ in given.values() if _names(v) and len(v) == layers], layers, len(taken)
-        )
+        depth = next((v for k, (v, _) in given.items() if re.fullmatch(DEPTH, k) and type(v) is int), 0)
+        maps = list(getattr(config, "out_features", None) or [])
+        kept = _kept_layers([v for v, _ in given.values() if _names(v) and len(v) == depth], depth, len(maps))
+        values = {}
         for name, (value, default) in given.items():
+            per_layer = isinstance(value, (list, tuple)) and len(value) == depth > len(kept)
             if isinstance(value, PreTrainedConfig):
                 values[name] = self.shrink(value, f"{path}{name}.")
-            elif (
-                isinstance(value, (list, tuple))
-                and len(value) == layers > len(kept)
-                and (default is not None or _names(value))
-            ):
-                values[name] = type(value)(value[i] for i in kept)
+            elif per_layer and (default is not None or _names(value)):
+                values[name] = type(value)(value[layer] for layer in kept)
             elif default is not None:  # what is None by default follows from the rest
                 values[name] = self.shrunk(name, value, vars(config), len(kept))
-        if taken:  # a backbone gives as many maps as before
-            deeper = len(stages) == layers + 1 > len(kept) + 1
-            values["out_features"] = stages[1 : len(kept) + 1][-len(taken) :] if deeper else taken
-        if values.get("head_dim", 0) is None:
+        if maps:  # a backbone gives as many maps as before, even where its stages are its layers
+            stages = list(config.stage_names)
+            short = len(stages) == depth + 1 > len(kept) + 1
+            values["out_features"] = stages[1 : len(kept) + 1][-len(maps) :] if short else maps
+        if values.get("head_dim", HEAD_DIM) is None:
             values["head_dim"] = HEAD_DIM
-        values |= {
-            key.removeprefix(path): value
-            for key, value in self.overrides.items()
-            if key.startswith(path) and "." not in key.removeprefix(path)
-        }
-        return type(config)(**values)
+        own = {key.removeprefix(path): value for key, value in self.overrides.items() if key.startswith(path)}
+        return type(config)(**values | {key: value for key, value in own.items() if "." not in key})
 
     def shrunk(self, name: str, value: Any, config: dict[str, Any], layers: int) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
+        if name == "apply_spec_augment" or (isinstance(value, float) and "drop" in name):
+            return type(value)(0)  # so that a run in train mode can be repeated
+        if type(value) is int:
             return self.number(name, value, config, layers)
         if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
-            if re.fullmatch(INDICES, name) and "out_" not in name and layers:
-                return type(value)(
-                    dict.fromkeys(min(v, layers - 1) if v >= 0 else max(v, -layers) for v in value)
-                )
+            if re.fullmatch(INDICES, name):
+                last = (layers or LAYERS) - 1
+                return type(value)(dict.fromkeys(min(v, last) if v >= 0 else max(v, -LAYERS) for v in value))
             if re.fullmatch(DEPTHS, name):
                 return type(value)(min(v, 1) for v in value)
         if name == "rope_parameters" and isinstance(value, dict):
-            return {
-                k: self.rope(v, config) if isinstance(v, dict) else v
-                for k, v in self.rope(value, config).items()
-            }
+            inner = {k: _rope(v, config) for k, v in value.items() if isinstance(v, dict)}
+            return _rope(value, config) | inner
         return value
 
     def number(self, name: str, value: int, config: dict[str, Any], layers: int) -> int:
         if re.search(r"_token_(id|index)$", name):
             return (
                 value
-                if value < VOCABULARY - 30
+                if value < TOKENS
                 else self.special.setdefault(value, VOCABULARY - 1 - len(self.special))
             )
         if re.fullmatch(DEPTH, name) and layers:
             return layers
-        if name in ("window_size", "sliding_window") and value in (112,):  # in pixels, not in patches
+        if name == "window_size" and value == 112:  # in pixels, not in patches
             return 32
         if re.search("key_value_heads|kv_heads", name) and value == config.get("num_attention_heads"):
             return min(value, HEADS)
@@ -186,36 +177,34 @@ class _Shrinker:
             return HEAD_DIM * config["num_heads"][0]
         if name == "head_dim" and value == config.get("qk_rope_head_dim"):
             return min(value, HEAD_DIM // 2)
-        return min(
-            value, next((bound for pattern, bound in BOUNDS.items() if re.fullmatch(pattern, name)), value)
-        )
-
-    def rope(self, rope: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-        sections = rope.get("mrope_section")
-        if not sections:
-            return rope
-        full = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        total = sum(sections) * HEAD_DIM // full
-        small = [section * HEAD_DIM // full for section in sections]
-        small[-1] += total - sum(small)
-        return rope | {"mrope_section": small}
+        return min(value, next((v for pattern, v in BOUNDS.items() if re.fullmatch(pattern, name)), value))
 
 
 def _value(config: PreTrainedConfig, name: str) -> Any:
-    return (
-        vars(config)[name] if name in vars(config) else getattr(config, name, None)
-    )  # or a renamed attribute
+    """A field's value, under its own name or the one that it is stored under."""
+    return vars(config)[name] if name in vars(config) else getattr(config, name, None)
 
 
 def _names(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) for v in value)
 
 
-def _kept_layers(kinds: list[list[str]], layers: int, least: int) -> list[int]:
-    """The first layer of every kind, at most four kinds and at least two layers."""
-    first = list(
-        {kind: index for index, kind in reversed(list(enumerate(zip(*kinds, strict=True))))}.values()
-    )
-    others = [index for index in range(layers) if index not in first]
-    first = sorted(first)[:4]
-    return sorted(first + others[: max(0, LAYERS - len(first), least - len(first))])
+def _kept_layers(kinds: list[list[str]], depth: int, least: int) -> list[int]:
+    """The first layer of every kind, at most four kinds, and further layers up to two or `least`."""
+    first: dict[tuple[str, ...], int] = {}
+    for layer, kind in enumerate(zip(*kinds, strict=True)):
+        first.setdefault(kind, layer)
+    layers = list(first.values())[:4]
+    others = [layer for layer in range(depth) if layer not in layers]
+    return sorted(layers + others[: max(0, LAYERS - len(layers), least - len(layers))])
+
+
+def _rope(rope: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings with the sections of the head's width shrunk like the head."""
+    sections = rope.get("mrope_section")
+    if not sections:
+        return rope
+    full = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    small = [section * HEAD_DIM // full for section in sections]
+    small[-1] += sum(sections) * HEAD_DIM // full - sum(small)
+    return rope | {"mrope_section": small}

@@ -6,6 +6,7 @@ parameter; no model is known by name.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -40,7 +41,8 @@ def example_inputs(model: nn.Module) -> dict[str, Any]:
     for name in context.parameters:
         context.get(name)
     inputs = {name: value for name, value in context.inputs.items() if value is not None}
-    missing = [name for name in context.required if name not in inputs]
+    empty = inspect.Parameter.empty
+    missing = [n for n in context.required if n not in inputs and context.parameters[n].default is empty]
     if missing or not inputs:
         wanted = ", ".join(missing or context.parameters)
         raise FFFError(f"no example can be guessed for {wanted} of {kind}.forward; pass example_inputs")

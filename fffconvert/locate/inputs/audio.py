@@ -22,22 +22,16 @@ def input_values(context: Context) -> Tensor | None:
 
 def waveform(context: Context) -> Tensor:
     """A waveform [2, samples], for codecs [2, channels, samples], or a spectrogram [2, frames, bands]."""
-    if context.setting("num_mel_bins") and context.setting("frequency_stride"):
-        return context.normal(
-            context.batch, context.number("max_length", default=FRAMES), context.setting("num_mel_bins")
-        )
+    if context.setting("frequency_stride"):
+        return context.normal(context.batch, context.number("max_length", default=FRAMES), bands(context))
+    hop = context.number("hop_length", default=320)
     strides = context.setting("conv_stride", "downsampling_ratios", "upsampling_ratios", part="audio")
-    hop = (
-        math.prod(strides)
-        if isinstance(strides, (list, tuple))
-        else context.number("hop_length", default=320)
-    )
-    samples = LENGTH * hop + hop // 2
-    codec = context.setting("downsampling_ratios", "upsampling_ratios", part="audio") is not None
-    channels = context.number("audio_channels", part="audio", default=1)
-    return (
-        context.normal(context.batch, channels, samples) if codec else context.normal(context.batch, samples)
-    )
+    if isinstance(strides, (list, tuple)):
+        hop = math.prod(strides)
+    samples = 2 * LENGTH * hop + hop // 2
+    if context.setting("downsampling_ratios", "upsampling_ratios", part="audio") is None:
+        return context.normal(context.batch, samples)
+    return context.normal(context.batch, context.number("audio_channels", part="audio", default=1), samples)
 
 
 @makes("input_features")
@@ -57,14 +51,8 @@ def input_features(context: Context) -> Tensor | None:
 
 def bands(context: Context) -> int:
     """Number of bands of a spectrogram."""
-    return context.number(
-        "feature_projection_input_dim",
-        "input_feat_per_channel",
-        "input_dim",
-        "num_mel_bins",
-        part="audio",
-        default=80,
-    )
+    names = ("feature_projection_input_dim", "input_feat_per_channel", "input_dim", "num_mel_bins")
+    return context.number(*names, part="audio", default=80)
 
 
 def frames(context: Context) -> int:
@@ -92,10 +80,10 @@ def bands_first(context: Context) -> bool:
 def frame_mask(context: Context) -> Tensor | None:
     """Nothing is padding: ones [2, frames]; left out where the mask is one of features, not of frames."""
     method = features_method(context, "audio")
-    names = ("input_features_mask", "feature_attention_mask")
-    if context.get("input_features") is None or (
-        method and not {*names} & {*inspect.signature(method).parameters}
-    ):
+    known = inspect.signature(method).parameters if method else context.parameters
+    if context.get("input_features") is None or not {"input_features_mask", "feature_attention_mask"} & {
+        *known
+    }:
         return None
     return context.constant(1, context.batch, frames(context))
 
@@ -106,17 +94,18 @@ def is_longer(context: Context) -> Tensor:
     return context.constant(0, context.batch, 1).bool()
 
 
-@makes("spectrogram", "mel_spectrogram", only_required=True)
+@makes("spectrogram", only_required=True)
 def spectrogram(context: Context) -> Tensor:
     """The input of a vocoder: [2, frames, bands]."""
-    return context.normal(
-        context.batch, LENGTH, context.number("model_in_dim", "num_mel_bins", "mel_dim", default=80)
-    )
+    count = context.number("model_in_dim", "num_mel_bins", "mel_dim", default=80)
+    return context.normal(context.batch, LENGTH, count)
 
 
 @makes("inputs", only_required=True)
-def sound_or_states(context: Context) -> Tensor:
+def sound_or_states(context: Context) -> Tensor | None:
     """What the encoder of a pair of models takes, or hidden states: [2, samples] or [2, 13, d_model]."""
+    if {"input_ids", "pixel_values"} & {*context.parameters}:
+        return None  # another name for these
     if hasattr(context.config, "encoder"):
         return waveform(context)
     return context.normal(context.batch, LENGTH, context.number("d_model", "hidden_size", default=1))

@@ -66,23 +66,20 @@ class Context:
             part: Nested configs whose name contains this word are asked before the model's own.
             default: What to answer if none is given.
         """
-        for config in nested_configs(self.config, part):
-            for name in names:
-                value = getattr(config, name, None)
-                if value is not None:
-                    return value
-        return default
+        return next(self._values(names, part), default)
 
     def number(self, *names: str, part: str = "", default: int) -> int:
         """Like `setting`, for whole numbers; of a list the first counts."""
-        for config in nested_configs(self.config, part):
-            for name in names:
-                value = getattr(config, name, None)
-                if isinstance(value, (list, tuple)) and value:
-                    value = value[0]
-                if isinstance(value, int) and not isinstance(value, bool):
-                    return value
+        for value in self._values(names, part):
+            first = value[0] if isinstance(value, (list, tuple)) and value else value
+            if isinstance(first, int) and not isinstance(first, bool):
+                return first
         return default
+
+    def _values(self, names: tuple[str, ...], part: str) -> Iterator[Any]:
+        for config in nested_configs(self.config, part):
+            values = (getattr(config, name, None) for name in names)
+            yield from (value for value in values if value is not None)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers in the model's dtype."""

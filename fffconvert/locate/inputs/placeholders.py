@@ -13,7 +13,7 @@ from fffconvert.errors import FFFError
 from fffconvert.locate.inputs.context import Context
 
 MODALITIES = {
-    "image": ("pixel_values", "pixel_values_images"),
+    "image": ("pixel_values",),
     "video": ("pixel_values_videos",),
     "audio": ("input_features", "input_values"),
 }

@@ -35,8 +35,10 @@ def input_ids(context: Context) -> Tensor:
 
 
 @makes("decoder_input_ids")
-def decoder_input_ids(context: Context) -> Tensor:
+def decoder_input_ids(context: Context) -> Tensor | None:
     """Tokens for the decoder: [2, 11], or [2 * codebooks, 11] for audio codes."""
+    if context.has_head("SequenceClassification"):
+        return None  # it feeds the decoder the same text
     codebooks = getattr(getattr(context.config, "decoder", None), "num_codebooks", 1)
     return random_tokens(context, DECODER_LENGTH, context.batch * codebooks, part="decoder")
 
@@ -87,7 +89,7 @@ def task(context: Context) -> Tensor:
     return random_tokens(context, context.number("task_seq_len", default=LENGTH))
 
 
-@makes("qformer_input_ids", "classes_input_ids", "tasks_input_ids", only_required=True)
+@makes("qformer_input_ids", only_required=True)
 def instruction(context: Context) -> Tensor:
     """Tokens of an instruction beside the text: [2, 13]."""
     return random_tokens(context, LENGTH)
@@ -129,7 +131,7 @@ def boxes(context: Context) -> Tensor:
     return torch.cat([corners.amin(1), corners.amax(1)], dim=-1)
 
 
-@makes("inputs_embeds", "hidden_states", "encoder_hidden_states", "query_embeds", only_required=True)
+@makes("inputs_embeds", "hidden_states", only_required=True)
 def states(context: Context) -> Tensor:
     """Hidden states: [2, 13, d_model]."""
     if "grid_thw" in context.parameters:

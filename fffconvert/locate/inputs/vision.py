@@ -31,39 +31,48 @@ def any_side(context: Context) -> int:
 
     Some whole patches, and enough cells of eight pixels for a detector that picks its queries among them.
     """
-    patch = patch_size(context) * context.number("spatial_merge_size", part="vision", default=1)
+    patch = patch_size(context) * merged(context)
     queries = context.number("num_queries", default=0)
     return max(4 * patch, 32 * math.ceil(math.sqrt(queries) / 4))
 
 
+def merged(context: Context) -> int:
+    """How many patches become one feature, per side."""
+    return context.number("spatial_merge_size", "merge_size", part="vision", default=1)
+
+
 def patch_grid(context: Context) -> tuple[int, int, int]:
     """Frames, rows and columns of patches of an image for models that take images of any size."""
-    merged = context.number("spatial_merge_size", "merge_size", part="vision", default=1)
-    return 1, 2 * merged, 3 * merged
+    return 1, 2 * merged(context), 3 * merged(context)
 
 
-@makes("pixel_values", "image", "pixel_values_images")
+@makes("pixel_values", "image")
 def pixel_values(context: Context) -> Tensor | None:
     """Images: [2, channels, height, width], or in the form that the other parameters of forward imply."""
     if getattr(context.config, "vision_config", ...) is None:
         return None
-    channels, height, width = image_shape(context)
     if "image_grid_thw" in context.parameters or "grid_thw" in context.parameters:
         return patches(context)
+    channels, height, width = image_shape(context)
     if "spatial_shapes" in context.parameters:
         return context.normal(context.batch, side(context) ** 2, channels * patch_size(context) ** 2)
+    return context.normal(context.batch, *stack(context), channels, height, width)
+
+
+def stack(context: Context) -> tuple[int, ...]:
+    """Axes between examples and channels: the images, tiles or frames of an example."""
     if "aspect_ratio_ids" in context.parameters:
-        return context.normal(context.batch, 1, tiles(context), channels, height, width)
-    if context.has_head("KeypointMatching"):
-        return context.normal(context.batch, 2, channels, height, width)
-    if takes_video(context):
-        return context.normal(context.batch, frames(context), channels, height, width)
-    if takes_sizes(context) and pinpoint(context):
-        rows, columns = pinpoint(context)[0] // height, pinpoint(context)[1] // width
-        return context.normal(context.batch, 1 + rows * columns, channels, height, width)
+        return 1, tiles(context)
     if "pixel_attention_mask" in context.parameters:
-        return context.normal(context.batch, 1, channels, height, width)
-    return context.normal(context.batch, channels, height, width)
+        return (1,)
+    if context.has_head("KeypointMatching"):
+        return (2,)
+    if takes_video(context):
+        return (frames(context),)
+    if takes_sizes(context) and pinpoint(context):
+        _, height, width = image_shape(context)
+        return (1 + (pinpoint(context)[0] // height) * (pinpoint(context)[1] // width),)
+    return ()
 
 
 def takes_video(context: Context) -> bool:
@@ -149,9 +158,7 @@ def pixel_attention_mask(context: Context) -> Tensor:
 @makes("image_merge_sizes", "merge_sizes")
 def merge_sizes(context: Context) -> Tensor:
     """How many patches of each image are merged, per side: [2]."""
-    return context.constant(
-        context.number("spatial_merge_size", "merge_size", part="vision", default=1), context.batch
-    )
+    return context.constant(merged(context), context.batch)
 
 
 @makes("high_res_pixel_values")
@@ -160,19 +167,12 @@ def high_resolution(context: Context) -> Tensor:
     return context.normal(context.batch, *image_shape(context, "high_res"))
 
 
-@makes("target_sizes", only_required=True)
-def target_sizes(context: Context) -> Tensor:
-    """Rows and columns of patches of each image: [2, 2]."""
-    return context.numbers([[side(context)] * 2] * context.batch)
-
-
 @makes("flattened_patches")
 def flattened_patches(context: Context) -> Tensor:
     """Patches behind their row and column: [2, patches, 2 + channels * patch * patch]."""
     cells = context.numbers([[row, column] for row in range(1, 4) for column in range(1, 5)])
-    width = context.number(
-        "patch_embed_hidden_size", part="vision", default=image_shape(context)[0] * patch_size(context) ** 2
-    )
+    plain = image_shape(context)[0] * patch_size(context) ** 2
+    width = context.number("patch_embed_hidden_size", part="vision", default=plain)
     pixels = context.normal(context.batch, len(cells), width)
     return torch.cat([cells.expand(context.batch, -1, -1).to(pixels), pixels], dim=-1)
 
@@ -204,9 +204,3 @@ def visual_feats(context: Context) -> Tensor:
 def visual_pos(context: Context) -> Tensor:
     """Boxes of the regions of an image: [2, regions, 4]."""
     return context.normal(context.batch, 5, context.number("visual_pos_dim", default=4))
-
-
-@makes("prompt_pixel_values", "prompt_masks", only_required=True)
-def prompt(context: Context) -> Tensor:
-    """An image as the prompt to another."""
-    return context.normal(context.batch, *image_shape(context))

@@ -1,0 +1,294 @@
+"""The command line: what it prints where, how it ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+from transformers.utils import logging
+from typer.testing import CliRunner
+
+from fffconvert.cli import app
+from fffconvert.cli.commands import Layer
+from fffconvert.plan import LayerForm
+
+MAIN = "from fffconvert.cli import main; main()"
+WORDS = [f"{first}{second}" for first in "bdfgkl" for second in ("a", "e", "i", "o", "u")]
+SMALL = ["--depth", "2", "--tokens", "2000"]
+BLOCKS = [f"bert.encoder.layer.{n}.intermediate.dense" for n in range(2)]
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def one_line(result: Any) -> str:
+    """The message of a command that refused its input."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def _no_bars() -> Iterator[None]:
+    """As the command line has it where stderr is no terminal; here transformers is imported already."""
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    rng = random.Random(0)
+    lines = [" ".join(rng.choices(WORDS, k=rng.randint(10, 30))) for _ in range(200)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    return tmp_path / "text.txt"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A tiny masked language model with its tokenizer."""
+    folder = tmp_path / "model"
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    BertForMaskedLM(BertConfig(vocab_size=40, **sizes)).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    return folder
+
+
+def test_help_answers_without_torch():
+    started = time.monotonic()
+    code = f"import sys; sys.argv[1:] = ['--help']\ntry:\n    {MAIN}\nfinally:\n    print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 5  # a second on a quiet machine
+    assert not {"torch", "transformers", "datasets"} & set(done.stdout.splitlines()[-1].split())
+    assert all(command in done.stdout for command in ("inspect", "convert", "demo", "info"))
+
+
+class TestInspect:
+    def test_people_get_a_table(self, model: Path):
+        result = run("inspect", model)
+        assert result.exit_code == 0, result.output
+        for word in (
+            *BLOCKS,
+            "plain",
+            "gelu",
+            "2 blocks, 2,144 parameters",
+            f"next: fffconvert convert {model}",
+        ):
+            assert word in result.stdout
+
+    def test_programs_get_one_document(self, model: Path):
+        (model / "model.safetensors").unlink()
+        result = run("inspect", model, "--json")
+        found = json.loads(result.stdout)
+        assert [block["name"] for block in found["blocks"]] == BLOCKS
+        first = found["blocks"][0]
+        assert first["parameters"] == 2 * 16 * 32 + 16 + 32
+        assert 0 < first["macs_share"] < 0.5
+        assert (first["kind"], first["d_model"], first["d_hidden"], first["layer"]) == ("plain", 16, 32, 0)
+        assert (first["activation"], first["gated"], first["shared_calls"]) == ("gelu", False, 1)
+        assert found["model"] == str(model)
+        assert (found["skipped"], found["layers"]) == ([], [])
+
+    def test_experts_are_passed_over_with_the_reason(self, tmp_path: Path):
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = MixtralConfig(vocab_size=40, num_key_value_heads=2, num_local_experts=2, **sizes)
+        MixtralForCausalLM(config).save_pretrained(tmp_path)
+        found = json.loads(run("inspect", tmp_path, "--json").stdout)
+        assert found["blocks"] == []
+        assert "expert" in found["skipped"][0]["reason"]
+
+    def test_a_model_without_any_is_refused(self, tmp_path: Path):
+        MambaForCausalLM(MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1)).save_pretrained(
+            tmp_path
+        )
+        assert "has no feedforward block" in one_line(run("inspect", tmp_path))
+
+
+class TestConvert:
+    def test_writes_a_model_that_transformers_reads(self, model: Path, text: Path, tmp_path: Path):
+        result = run("convert", model, *SMALL, "--calibration", text, "-o", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+        for word in (*BLOCKS, "Kept: R²", "Storage:", "Nothing has been trained", "next: fffconvert inspect"):
+            assert word in result.stdout
+        read = AutoModel.from_pretrained(tmp_path / "out")
+        assert read.encoder.layer[1].intermediate.dense.layer.spec.depth == 2
+        assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("ba be") == ["ba", "be"]
+        assert {"README.md", "fffconvert.yaml", "metrics.json"} <= {
+            p.name for p in (tmp_path / "out").iterdir()
+        }
+        layers = json.loads(run("inspect", tmp_path / "out", "--json").stdout)["layers"]
+        assert [layer["name"] for layer in layers] == BLOCKS
+
+    def test_json_is_all_that_stdout_holds(self, model: Path, text: Path, tmp_path: Path):
+        options = ["--trees", 2, "--trunk", 1, "--layer", "paper", "--include", "layer.1", "--json"]
+        result = run("convert", model, *SMALL, *options, "--calibration", text, "-o", tmp_path / "out")
+        found = json.loads(result.stdout)
+        assert found["output"] == str(tmp_path / "out")
+        assert found["seconds"] > 0
+        block = found["blocks"][0]
+        assert [block["name"] for block in found["blocks"]] == BLOCKS[1:]
+        assert (block["trees"], block["depth"], block["trunk"], block["active_width"]) == (2, 2, 1, 7)
+        assert block["active_fraction"] == pytest.approx(7 / 32)
+        assert block["r2_heldout"] <= 1
+        assert json.loads((tmp_path / "out/metrics.json").read_text())["blocks"] == found["blocks"]
+
+    def test_a_dry_run_shows_the_plan_and_writes_nothing(self, model: Path, text: Path, tmp_path: Path):
+        before = sorted(tmp_path.rglob("*"))
+        arguments = ("convert", model, *SMALL, "--calibration", text, "-o", tmp_path / "out", "--dry-run")
+        assert "nothing was fitted or written" in run(*arguments).stdout
+        found = json.loads(run(*arguments, "--json").stdout)
+        assert [block["name"] for block in found["blocks"]] == BLOCKS
+        assert found["blocks"][0]["active_fraction"] == pytest.approx(3 / 32)
+        assert found["blocks"][0]["r2_heldout"] is None
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_overwrite_is_asked_for(self, model: Path, text: Path, tmp_path: Path):
+        arguments = ("convert", model, *SMALL, "--calibration", text, "-o", tmp_path / "out")
+        assert run(*arguments).exit_code == 0
+        assert "exists; choose another -o, or add --overwrite" in one_line(run(*arguments))
+        assert run(*arguments, "--overwrite").exit_code == 0
+
+    def test_layer_names_are_those_of_the_library(self):
+        assert {layer.value for layer in Layer} == {form.value for form in LayerForm}
+
+
+def edit_config(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def spoil_weights(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["bert.encoder.layer.0.output.dense.weight"][0, 0] = float("nan")
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def newer_schema(folder: Path) -> None:
+    plan = {"quant_method": "fff", "schema_version": 99, "fffconvert_version": "7.0", "modules": {}}
+    edit_config(folder, lambda config: config.update(quantization_config=plan))
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "holds a config but no weights"),
+    "truncated": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"),
+        "is cut off or damaged",
+    ),
+    "NaN": (spoil_weights, "layer.0.output.dense.weight of .* is NaN or infinite"),
+    "newer schema": (newer_schema, "pip install 'fffconvert>=7.0'"),
+    "no tokenizer": (lambda folder: (folder / "vocab.txt").unlink(), "has no tokenizer"),
+    "empty text": (lambda folder: (folder.parent / "text.txt").write_text(""), "text.txt"),
+    "no text": (lambda folder: (folder.parent / "text.txt").write_bytes(b"\xff\xfe\0\x81"), "text.txt"),
+    "text gone": (lambda folder: (folder.parent / "text.txt").unlink(), "text.txt"),
+}
+OPTIONS: dict[str, tuple[list[str], str]] = {
+    "depth -1": (["--depth", "-1"], "depth is -1; expected an integer from 0 to"),
+    "depth 40": (["--depth", "40"], "depth is 40; expected an integer from 0 to"),
+    "depth text": (["--depth", "deep"], "'--depth'"),
+    "no trees": (["--trees", "0"], "trees is 0"),
+    "few tokens": (["--tokens", "3"], "tokens is 3"),
+    "layer": (["--layer", "leafy"], "'--layer'"),
+    "include matches nothing": (["--include", "zebra"], "--include 'zebra' matches nothing"),
+    "include matches no block": (["--include", "embeddings"], "none that is a feedforward block"),
+    "exclude matches nothing": (["--exclude", "zebra"], "--exclude 'zebra' matches nothing"),
+    "exclude matches all": (["--exclude", "layer.*"], "--exclude leaves none"),
+    "unknown option": (["--colour", "blue"], "--colour"),
+    "revision": (["--revision", "v1"], "--revision v1"),
+}
+
+
+class TestBadInput:
+    """Each with one line on stderr, exit status 2, and nothing written."""
+
+    @pytest.mark.parametrize("spoil", SPOILED)
+    def test_spoiled(self, model: Path, text: Path, tmp_path: Path, spoil: str):
+        change, message = SPOILED[spoil]
+        change(model)
+        self.refused(tmp_path, message, model, *SMALL)
+
+    @pytest.mark.parametrize("option", OPTIONS)
+    def test_options(self, model: Path, text: Path, tmp_path: Path, option: str):
+        options, message = OPTIONS[option]
+        self.refused(tmp_path, message, model, *SMALL, *options)
+
+    @pytest.mark.parametrize("name", ["no-such-model", "nobody/nothing", "./nowhere", "pkg:absent", "a.gguf"])
+    def test_unknown_models(self, text: Path, tmp_path: Path, name: str):
+        self.refused(tmp_path, name.removeprefix("pkg:"), name, *SMALL)
+
+    def refused(self, tmp_path: Path, message: str, *arguments: object) -> None:
+        before = sorted(tmp_path.rglob("*"))
+        calibration = ("--calibration", tmp_path / "text.txt")
+        line = one_line(run("convert", *arguments, *calibration, "-o", tmp_path / "out"))
+        assert line.startswith("fffconvert: ")
+        assert re.search(message, line), line
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+class TestEndings:
+    @pytest.fixture
+    def failing(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], Any]:
+        def convert(error: BaseException, *flags: str) -> Any:
+            def fail(*_: object, **__: object) -> None:
+                raise error
+
+            monkeypatch.setattr(importlib.import_module("fffconvert.convert"), "convert_model", fail)
+            return run("convert", "model", "--depth", "2", "-o", "out", *flags)
+
+        return convert
+
+    def test_ctrl_c(self, failing):
+        result = failing(KeyboardInterrupt())
+        assert (result.exit_code, result.stderr) == (130, "interrupted; nothing was written\n")
+
+    def test_a_fault_of_ours_is_one_line_too(self, failing):
+        result = failing(RuntimeError("broken\ninside"))
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "RuntimeError: broken (--debug shows where)" in result.stderr
+
+    @pytest.mark.parametrize("error", [RuntimeError("broken"), FileNotFoundError("gone")])
+    def test_debug_shows_where(self, failing, error: Exception):
+        assert failing(error, "--debug").exception is error
+
+    def test_in_a_process_of_its_own(self, tmp_path: Path):
+        command = [sys.executable, "-c", MAIN, "convert", str(tmp_path), "--depth", "2", "-o", "x"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"fffconvert: folder {tmp_path} holds no config.json")
+        assert done.stderr.count("\n") == 1
+
+
+def test_info_says_why_a_backend_is_missing():
+    found = json.loads(run("info", "--json").stdout)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["cpu"]["threads"] == torch.get_num_threads()
+    by_name = {backend["name"]: backend for backend in found["backends"]}
+    assert by_name["reference"]["available"]
+    assert all(backend["available"] or backend["reason"] for backend in by_name.values())
+    text = run("info").stdout
+    assert all(name in text for name in by_name)
