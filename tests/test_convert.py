@@ -24,7 +24,9 @@ def batches(case: Case, count: int = 12) -> list[dict]:
 
         def draw(value: torch.Tensor, generator=generator) -> torch.Tensor:
             if value.is_floating_point():
-                return torch.randn(4 * value.shape[0], *value.shape[1:], generator=generator, dtype=value.dtype)
+                return torch.randn(
+                    4 * value.shape[0], *value.shape[1:], generator=generator, dtype=value.dtype
+                )
             return torch.randint(5, 61, (4 * value.shape[0], *value.shape[1:]), generator=generator)
 
         made.append({name: draw(value) for name, value in case.inputs().items()})

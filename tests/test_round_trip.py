@@ -1,4 +1,4 @@
-"""Every architecture of the zoo, converted, saved and read back by plain `from_pretrained` in a new process."""
+"""Every architecture of the zoo: converted, saved, and read by plain `from_pretrained` in a new process."""
 
 from __future__ import annotations
 

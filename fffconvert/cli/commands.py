@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,6 @@ app = typer.Typer(
     name="fffconvert",
     cls=OneLineUsage,
     help="Replace the feedforward blocks of pretrained transformers by fast feedforward (FFF) trees.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -204,6 +204,7 @@ def demo(
         out.show(
             tables.layers(report["blocks"]),
             tables.similarity(report["similarity"]),
+            _verdict(report["similarity"]),
             *Totals.of(report["blocks"]).lines(),
             f"Weights: {report['bytes'] / 1e6:.0f} MB, {report['bytes_before'] / 1e6:.0f} MB before.",
             EXPECT,
@@ -211,6 +212,16 @@ def demo(
             f"All in {report['output']}: weights, tokenizer, README.md, fffconvert.yaml, metrics.json",
             f"{report['seconds']:.0f} s; next: fffconvert inspect {report['output']}",
         )
+
+
+def _verdict(similarity: Mapping[str, Mapping[str, float]]) -> str:
+    original, converted, deleted = (
+        similarity[name]["spearman_with_grades"] for name in ("original", "converted", "deleted")
+    )
+    if converted <= deleted:
+        return "By this measure the converted model is no better than one without feedforward blocks."
+    kept, without = converted / original, deleted / original
+    return f"Of the original's rank correlation {kept:.1%} is kept; {without:.1%} without the blocks."
 
 
 @app.command()

@@ -48,7 +48,9 @@ def default_corpus(characters: int | None = None) -> list[str]:
         FFFError: The installation carries no sources of its standard library.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    files = [path for path in folder.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(folder).parts)]
+    files = [
+        path for path in folder.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(folder).parts)
+    ]
     topics = folder / "pydoc_data" / "topics.py"
     texts = chain.from_iterable(_strings(path) for path in [topics, *sorted(files)] if path.is_file())
     paragraphs = list(dict.fromkeys(p for text in texts for p in _paragraphs(text) if _is_prose(p)))
@@ -138,7 +140,9 @@ def _read_file(path: Path) -> list[str]:
         raise FFFError(f"calibration source {path} is a folder; name the .txt or .jsonl files in it")
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind not in (".txt", ".jsonl"):
-        raise FFFError(f"calibration file {path} is of another kind; expected .txt or .jsonl, or either as .gz")
+        raise FFFError(
+            f"calibration file {path} is of another kind; expected .txt or .jsonl, or either as .gz"
+        )
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8-sig")
@@ -157,7 +161,9 @@ def _rows(path: Path, text: str) -> list[str]:
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise FFFError(f"{path}, line {number} is not JSON ({error}); expected one object per line") from error
+            raise FFFError(
+                f"{path}, line {number} is not JSON ({error}); expected one object per line"
+            ) from error
         texts.append(_text_of(row, f"{path}, line {number}"))
     return [text for text in texts if text.strip()]
 

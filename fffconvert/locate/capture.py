@@ -13,7 +13,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -142,14 +142,25 @@ def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
+class _Made(NamedTuple):
+    """The node that made a tensor, and how often its memory had been written in place by then."""
+
+    node: fx.Node
+    writes: int
+
+
+_NEVER_WRITTEN = _Made(fx.Graph().placeholder("nothing"), 0)
+
+
 class _Recorder:
     def __init__(self, model: nn.Module) -> None:
         self.graph = fx.Graph()
         self.calls: list[Call] = []
         self._model = model
         self._stack: list[int] = []
-        self._nodes: dict[int, fx.Node] = {}
-        self._by_storage: dict[tuple[Any, ...], fx.Node] = {}
+        self._nodes: dict[int, _Made] = {}  # by id
+        self._by_storage: dict[tuple[Any, ...], _Made] = {}
+        self._written: dict[int, _Made] = {}  # by storage: all that was written in place there, and how often
         self._alive: list[Tensor] = []  # a freed tensor's id would be used again
         self._names: dict[int, str] = {}
         for name, tensor in (
@@ -160,23 +171,32 @@ class _Recorder:
 
     def bind(self, tensor: Tensor, node: fx.Node, *, const: bool) -> None:
         node.meta.update(value=tensor, const=const, stack=tuple(self._stack))
-        self._alive.append(tensor)
-        self._nodes[id(tensor)] = node
+        made = _Made(node, self._writes(tensor).writes)
+        if id(tensor) not in self._nodes:
+            self._alive.append(tensor)
+        self._nodes[id(tensor)] = made
         key = _storage_key(tensor)
         if key is not None:
-            self._by_storage[key] = node
+            self._by_storage[key] = made
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node that made `tensor`; a tensor never seen before is a constant."""
         found = self._nodes.get(id(tensor))
-        if found is None:
+        if found is None and id(tensor) not in self._names:
             key = _storage_key(tensor)
-            found = self._by_storage.get(key) if key is not None and id(tensor) not in self._names else None
+            found = self._by_storage.get(key) if key is not None else None
         if found is None:
             name = self._names.get(id(tensor), f"_constant_{len(self._alive)}")
-            found = self.graph.create_node("get_attr", name)
-            self.bind(tensor, found, const=True)
-        return found
+            node = self.graph.create_node("get_attr", name)
+            self.bind(tensor, node, const=True)
+            return node
+        latest = self._writes(tensor)
+        if found.writes < latest.writes:  # some of its memory was written through another tensor since
+            node = self.graph.call_function(_overwritten, (found.node, latest.node))
+            const = bool(found.node.meta["const"] and latest.node.meta["const"])
+            self.bind(tensor, node, const=const)
+            return node
+        return found.node
 
     def record(self, function: Callable[..., Any], args: Any, kwargs: Any, result: Any) -> None:
         written = _written(function, args, kwargs)
@@ -188,26 +208,29 @@ class _Recorder:
             return
         node = self.graph.create_node("call_function", function, *_plain(node_args))
         const = all(source.meta["const"] for source in node.all_input_nodes)
+        node.meta.update(value=None, const=const, stack=tuple(self._stack))
+        for tensor in written:
+            self._note_write(tensor, node)
+        for tensor in written:
+            self.bind(tensor, node, const=const)
         if isinstance(result, Tensor):
             self.bind(result, node, const=const)
         else:
-            node.meta.update(value=None, const=const, stack=tuple(self._stack))
             for index, item in enumerate(result):
                 if isinstance(item, Tensor):
                     self.bind(item, self.graph.call_function(operator.getitem, (node, index)), const=const)
-        for tensor in written:
-            self._overwrite(tensor, node, const)
 
-    def _overwrite(self, tensor: Tensor, node: fx.Node, const: bool) -> None:
-        """Rebind what shares memory with a tensor written in place."""
-        storage = tensor.untyped_storage()._cdata
-        for other in [t for t in self._alive if t is not tensor and _storage(t) == storage]:
-            stale = self._nodes[id(other)]
-            if stale is node or stale.op == "get_attr":
-                continue
-            mixed = self.graph.call_function(_overwritten, (stale, node))
-            self.bind(other, mixed, const=const and stale.meta["const"])
-        self._nodes[id(tensor)] = node
+    def _writes(self, tensor: Tensor) -> _Made:
+        return self._written.get(_storage(tensor) or 0, _NEVER_WRITTEN)
+
+    def _note_write(self, tensor: Tensor, node: fx.Node) -> None:
+        earlier = self._writes(tensor)
+        state = node
+        if earlier.writes:
+            state = self.graph.call_function(_overwritten, (earlier.node, node))
+            const = earlier.node.meta["const"] and node.meta["const"]
+            state.meta.update(value=None, const=const, stack=tuple(self._stack))
+        self._written[_storage(tensor) or 0] = _Made(state, earlier.writes + 1)
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:

@@ -156,6 +156,8 @@ def _kept_axis(node: fx.Node, origin: fx.Node, axis: int) -> int | None:
         if not is_rearrangement(node) or len(node.all_input_nodes) != 1:
             return None
         source = node.all_input_nodes[0]
+        if source.meta["value"] is None or node.meta["value"] is None:  # one of several results
+            return None
         before, after = value(source).shape, value(node).shape
         if before != after:
             if (

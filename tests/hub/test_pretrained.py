@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertForMaskedLM,
@@ -17,10 +19,30 @@ from transformers import (
     PreTrainedModel,
     ViTConfig,
     ViTModel,
+    dynamic_module_utils,
 )
 
 from fffconvert.errors import FFFError
 from fffconvert.hub import load, load_random
+
+REMOTE_CODE = """
+from pathlib import Path
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+Path({marker!r}).touch()
+
+class OddConfig(PreTrainedConfig):
+    model_type = "odd"
+
+class OddModel(PreTrainedModel):
+    config_class = OddConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.linear = torch.nn.Linear(2, 2, bias=False)
+        self.post_init()
+"""
 
 
 def edit_config(folder: Path, **values: object) -> None:
@@ -92,6 +114,42 @@ def test_a_config_alone_gives_a_random_model(folder: Path):
     model = load_random(str(folder)).model
     assert type(model) is BertForMaskedLM
     assert model.dtype is torch.float32
+
+
+def test_a_hub_id_is_read_at_the_revision_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """From the hub's cache, as no network is needed for what was read before."""
+    cache = tmp_path / "cache"
+    repository = cache / "models--somebody--model"
+    (repository / "refs").mkdir(parents=True)
+    commits = {"main": "0" * 40, "v1": "1" * 40}
+    for revision, commit in commits.items():
+        (repository / "refs" / revision).write_text(commit)
+        shutil.copytree(folder, repository / "snapshots" / commit)
+    edit_weights(repository / "snapshots" / commits["v1"], **{"cls.predictions.bias": torch.ones(61)})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    assert load("somebody/model").model.cls.predictions.bias.sum() == 0
+    assert load("somebody/model", revision="v1").model.cls.predictions.bias.sum() == 61
+    with pytest.raises(FFFError, match="cannot read model somebody/model"):
+        load("somebody/model", revision="v2")
+
+
+def test_code_that_a_model_brings_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "odd.py").write_text(REMOTE_CODE.format(marker=str(tmp_path / "ran")))
+    auto_map = {"AutoConfig": "odd.OddConfig", "AutoModelForMaskedLM": "odd.OddModel"}
+    config = {"model_type": "odd", "architectures": ["OddModel"], "auto_map": auto_map}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"linear.weight": torch.eye(2)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(FFFError, match=r"brings its own code; .* --trust-remote-code"):
+        load(str(folder))
+    assert not (tmp_path / "ran").exists()
+    model = load(str(folder), trust_remote_code=True).model
+    assert (tmp_path / "ran").exists()
+    assert torch.equal(model.linear.weight, torch.eye(2))
 
 
 def test_a_missing_pooler_is_only_warned_of(bert: PreTrainedModel, tmp_path: Path):

@@ -83,10 +83,15 @@ def test_evaluation_restores_modes_even_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2))
     model[1].eval()
     state = torch.random.get_rng_state()
-    with pytest.raises(RuntimeError, match="inside"), evaluation(model):
-        assert not any(module.training for module in model.modules())
-        torch.rand(3)
-        raise RuntimeError("inside")
+
+    def fail() -> None:
+        with evaluation(model):
+            assert not any(module.training for module in model.modules())
+            torch.rand(3)
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert [module.training for module in model.modules()] == [True, True, False]
     assert torch.equal(state, torch.random.get_rng_state())
 

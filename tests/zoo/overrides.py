@@ -170,12 +170,13 @@ _BY_TYPES: list[tuple[str, dict[str, Any]]] = [
             "indexer_compress_ratio": 2,
         },
     ),
-    ("reformer", {"axial_pos_embds_dim": [24, 40], "axial_pos_shape": [4, 8]}),
+    ("reformer", {"axial_pos_embds": False}),
     (
         "dots1",
         {"moe_intermediate_size": 96, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     ),
     ("deepseek_v2", {"num_experts_per_tok": 2}),
+    ("slanet slanext", {"max_text_length": 5}),
 ]
 
 OVERRIDES: dict[str, dict[str, Any]] = {name: fields for names, fields in _BY_TYPES for name in names.split()}

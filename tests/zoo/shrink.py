@@ -17,14 +17,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 
 from zoo.overrides import CLASSES, OVERRIDES
 
-WIDTH, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCABULARY = 64, 4, 2, 16, 2, 99
+WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, LAYERS, VOCABULARY = 64, 160, 4, 2, 16, 2, 99
 TOKENS = 69  # special tokens above are renumbered from the end of the vocabulary
 
 BOUNDS: dict[str, int] = {
     r"codebook_size": 64,
     r".*vocab_size.*": VOCABULARY,
-    r".*(intermediate_size|intermediate_dim|ffn_dim|ff_dim|mlp_dim|ffn_size|hidden_size_mlp)": 96,
-    r"ffn_hidden_size|d_ff|n_inner|d_inner|dim_feedforward": 96,
+    r".*(intermediate_size|intermediate_dim|ffn_dim|ff_dim|mlp_dim|ffn_size|hidden_size_mlp)": INNER,
+    r"ffn_hidden_size|d_ff|n_inner|d_inner|dim_feedforward": INNER,
     r".*(hidden|embed|embedding|emb|projection|proj|output)_(size|dim)": WIDTH,
     r".*_d_model|.*cross_attention_dim": WIDTH,
     r"d_model|n_embd|dim|width": WIDTH,
@@ -101,12 +101,14 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 
 
 def tiny_model(model_type: str) -> nn.Module:
-    """A model with small random parameters, in eval mode, and without dropout in train mode."""
+    """A model with small random parameters, in eval mode; in train mode a run draws and keeps nothing."""
     torch.manual_seed(0)
     model = model_class(model_type)(tiny_config(model_type))
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 0.0
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():  # a layer scale of 1e-6 would hide a wrong block
@@ -145,8 +147,10 @@ class _Shrinker:
         return type(config)(**values | {key: value for key, value in own.items() if "." not in key})
 
     def shrunk(self, name: str, value: Any, config: dict[str, Any], layers: int) -> Any:
-        if name == "apply_spec_augment" or (isinstance(value, float) and "drop" in name):
-            return type(value)(0)  # so that a run in train mode can be repeated
+        if name == "apply_spec_augment" or (
+            isinstance(value, float) and re.search("drop|mask_.*_prob", name)
+        ):
+            return type(value)(0)  # nothing random in train mode
         if type(value) is int:
             return self.number(name, value, config, layers)
         if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):

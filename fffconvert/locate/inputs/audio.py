@@ -28,7 +28,7 @@ def waveform(context: Context) -> Tensor:
     strides = context.setting("conv_stride", "downsampling_ratios", "upsampling_ratios", part="audio")
     if isinstance(strides, (list, tuple)):
         hop = math.prod(strides)
-    samples = 2 * LENGTH * hop + hop // 2
+    samples = (2 * LENGTH + 1) * hop
     if context.setting("downsampling_ratios", "upsampling_ratios", part="audio") is None:
         return context.normal(context.batch, samples)
     return context.normal(context.batch, context.number("audio_channels", part="audio", default=1), samples)
