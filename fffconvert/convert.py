@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
-from fffconvert.fit import default_corpus, fit_layer, r2, read_corpus
+from fffconvert.fit import default_corpus, fit_layer, r2, read_corpus, token_weights
 from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_decoder_inputs
 from fffconvert.locate import FFNSite, Sites, locate
 from fffconvert.locate.inputs import example_inputs as default_inputs
@@ -90,7 +90,9 @@ class BlockResult:
         active_width: Neurons of the new layer that a token passes through.
         active_fraction: Their multiply-adds over those of the dense block.
         r2_heldout: Share of the variance of the block's output that the layer explains, on calibration
-            text that it was not fitted on.
+            text that it was not fitted on; None before the fit.
+        token_r2_heldout: The same with all tokens counting alike: a few tokens often carry nearly all of the
+            variance. This is what a usual token keeps.
         parameters: Stored parameters of the new layer.
         parameters_before: Those of the block.
         macs_share: The block's share of the model's multiply-adds.
@@ -102,7 +104,8 @@ class BlockResult:
     trunk: int
     active_width: int
     active_fraction: float
-    r2_heldout: float
+    r2_heldout: float | None
+    token_r2_heldout: float | None
     parameters: int
     parameters_before: int
     macs_share: float
@@ -123,7 +126,7 @@ class ConvertedModel:
 
     Attributes:
         prepared: What was to be converted.
-        results: What became of each block; empty for a dry run.
+        results: What became of each block, or would, for a dry run.
         output: The folder.
         seconds: Time taken, without the start of Python.
     """
@@ -194,7 +197,10 @@ def prepare(
             f"no block of the model can be replaced: {sites.skipped[-1].reason}; see fffconvert inspect"
         )
     specs = plan(sites, depth=recipe.depth, trees=recipe.trees, trunk=recipe.trunk, form=recipe.layer)
-    return Prepared(sites, specs, tuple(_batches(model, recipe, calibration, tokenizer)))
+    batches = _batches(model, recipe, calibration, tokenizer)
+    if len(batches) < 2:
+        raise FFFError("the calibration text fills a single batch; give more, so that some can be held out")
+    return Prepared(sites, specs, tuple(batches))
 
 
 def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
@@ -204,10 +210,6 @@ def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
     its original blocks back.
     """
     held_out = max(1, round(HELD_OUT * len(prepared.batches)))
-    if len(prepared.batches) < 2:
-        raise FFFError(
-            "the calibration text fills a single batch; give more text, so that some can be held out"
-        )
     test, train = prepared.batches[:held_out], prepared.batches[held_out:]
     results = []
     with surgery.undone_on_error(model):
@@ -217,10 +219,10 @@ def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
             x = block_inputs(model, site, train)
             layer = fit_layer(x, _evaluate(block, x), replace(spec, feature_axis=-1))
             x = block_inputs(model, site, test)
-            score = r2(_evaluate(block, x), _evaluate(layer, x))
+            y, y_hat = _evaluate(block, x), _evaluate(layer, x)
             layer.spec = spec
             surgery.replace(model, {site: layer})
-            results.append(_result(site, spec, score))
+            results.append(_result(site, spec, r2(y, y_hat), r2(y, y_hat, token_weights(y))))
     if isinstance(model, PreTrainedModel):
         specs = {site: prepared.specs[site.name] for site in prepared.sites}
         hub.mark_converted(model, specs, model.config._name_or_path or None)
@@ -270,7 +272,8 @@ def convert_model(
     loaded = hub.load(name, revision=revision, trust_remote_code=trust_remote_code)
     prepared = prepare(loaded.model, recipe, texts, loaded.tokenizer)
     if dry_run:
-        return ConvertedModel(prepared, (), Path(output), 0.0)
+        planned = tuple(_result(site, prepared.specs[site.name]) for site in prepared.sites)
+        return ConvertedModel(prepared, planned, Path(output), 0.0)
     results = fit_blocks(loaded.model, prepared)
     loaded.model.config.quantization_config.base_model = name
     seconds = time.monotonic() - started
@@ -321,7 +324,9 @@ def _evaluate(module: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([module(part) for part in torch.split(x, CHUNK)])
 
 
-def _result(site: FFNSite, spec: FFFSpec, score: float) -> BlockResult:
+def _result(
+    site: FFNSite, spec: FFFSpec, score: float | None = None, token_score: float | None = None
+) -> BlockResult:
     dense_macs = sum(projection.weight.numel() for projection in (*site.up, site.down))
     return BlockResult(
         name=site.name,
@@ -331,6 +336,7 @@ def _result(site: FFNSite, spec: FFFSpec, score: float) -> BlockResult:
         active_width=spec.active_width,
         active_fraction=spec.macs_per_token / dense_macs,
         r2_heldout=score,
+        token_r2_heldout=token_score,
         parameters=spec.parameters,
         parameters_before=site.parameters,
         macs_share=site.macs_share,

@@ -15,7 +15,7 @@ from fffconvert.cli import tables
 from fffconvert.cli.reporting import OneLineUsage, Output, one_line_errors, output
 
 if TYPE_CHECKING:
-    from fffconvert.convert import ConvertedModel, Prepared
+    from fffconvert.convert import ConvertedModel
 
 app = typer.Typer(
     name="fffconvert",
@@ -150,7 +150,7 @@ def convert(
 def _show_conversion(out: Output, done: ConvertedModel, dry_run: bool) -> None:
     from fffconvert.hub.card import EXPECT, SAVINGS, Totals
 
-    rows = [dataclasses.asdict(result) for result in done.results] or _planned(done.prepared)
+    rows = [dataclasses.asdict(result) for result in done.results]
     seconds = round(done.seconds, 1)
     out.document({"output": str(done.output), "seconds": seconds, "dry_run": dry_run, "blocks": rows})
     out.show(tables.layers(rows))
@@ -164,26 +164,6 @@ def _show_conversion(out: Output, done: ConvertedModel, dry_run: bool) -> None:
         f"wrote {done.output} in {seconds:.0f} s; next: fffconvert inspect {done.output}",
         f"in Python: import fffconvert; transformers.AutoModel.from_pretrained({str(done.output)!r})",
     )
-
-
-def _planned(prepared: Prepared) -> list[dict[str, Any]]:
-    """What a dry run knows of the layers: all but how well they will fit."""
-    specs = [(site, prepared.specs[site.name]) for site in prepared.sites]
-    return [
-        {
-            "name": site.name,
-            "trees": spec.trees,
-            "depth": spec.depth,
-            "trunk": spec.trunk,
-            "active_width": spec.active_width,
-            "active_fraction": spec.macs_per_token / sum(p.weight.numel() for p in (*site.up, site.down)),
-            "r2_heldout": None,
-            "parameters": spec.parameters,
-            "parameters_before": site.parameters,
-            "macs_share": site.macs_share,
-        }
-        for site, spec in specs
-    ]
 
 
 @app.command()

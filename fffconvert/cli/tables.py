@@ -43,22 +43,19 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     """FFF layers, planned, fitted or found in a checkpoint; what is not known of them is left out."""
     table = _table(
         "fast feedforward layers",
-        ("name", "trees", "trunk", "width", "MACs left", "R² held out", "parameters", "before"),
+        ("name", "trees", "trunk", "width", "MACs left", "R²", "R² per token", "parameters", "before"),
         left=("name",),
     )
     for row in rows:
-        fraction, score, before = (
-            row.get("active_fraction"),
-            row.get("r2_heldout"),
-            row.get("parameters_before"),
-        )
+        fraction, before = row.get("active_fraction"), row.get("parameters_before")
+        scores = [row.get("r2_heldout"), row.get("token_r2_heldout")]
         table.add_row(
             row["name"],
             f"{row['trees']}x{row['depth']}",
             str(row["trunk"]),
             str(row["active_width"]),
             "" if fraction is None else f"{fraction:.1%}",
-            "" if score is None else f"{score:.3f}",
+            *("" if score is None else f"{score:.3f}" for score in scores),
             f"{row['parameters']:,}",
             "" if before is None else f"{before:,}",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import os
 import random
 import re
 import sysconfig
@@ -19,6 +20,7 @@ from fffconvert.errors import FFFError
 
 _SKIPPED_FOLDERS = {
     "__pycache__",
+    "encodings",
     "ensurepip",
     "idlelib",
     "lib2to3",
@@ -48,11 +50,8 @@ def default_corpus(characters: int | None = None) -> list[str]:
         FFFError: The installation carries no sources of its standard library.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    files = [
-        path for path in folder.rglob("*.py") if not _SKIPPED_FOLDERS & set(path.relative_to(folder).parts)
-    ]
     topics = folder / "pydoc_data" / "topics.py"
-    texts = chain.from_iterable(_strings(path) for path in [topics, *sorted(files)] if path.is_file())
+    texts = chain.from_iterable(_strings(path) for path in [topics, *_sources(folder)])
     paragraphs = list(dict.fromkeys(p for text in texts for p in _paragraphs(text) if _is_prose(p)))
     if not paragraphs:
         raise FFFError(
@@ -83,6 +82,13 @@ def read_corpus(sources: Sequence[str | Path]) -> list[str]:
             raise FFFError(f"calibration source {source} is empty; expected text")
         texts += found
     return texts
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    """The source files of the standard library."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - _SKIPPED_FOLDERS)
+        yield from (Path(parent, name) for name in sorted(names) if name.endswith(".py"))
 
 
 def _strings(path: Path) -> Iterator[str]:

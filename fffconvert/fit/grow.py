@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +25,11 @@ REACH = 0.3
 """Largest |s| of a node's tokens: nearly linear in every activation, so that outliers extrapolate tamely."""
 BOOST = 0.6
 """Share of a tree's outputs that is kept where several trees are fitted to each other's residuals."""
-RESOLUTION = 1e-12
+RESOLUTION = 1e-10
 """Variance below which float32 cannot tell a node's standardised tokens apart."""
 POWER_STEPS = 8
+PARALLEL_TOKENS = 2048
+"""Nodes with fewer tokens are fitted on one thread."""
 TINY = 1e-30
 
 
@@ -47,18 +50,21 @@ class Tree:
     constant: Tensor
 
 
-def grow_trees(z: Tensor, variance: Tensor, residual: Tensor, spec: FFFSpec) -> Iterator[Tree]:
+def grow_trees(
+    z: Tensor, variance: Tensor, residual: Tensor, weight: Tensor, spec: FFFSpec
+) -> Iterator[Tree]:
     """Grow trees one after the other, each on what those before it left.
 
     Args:
         z: [tokens, features], inputs, centred and uncorrelated. Reordered in place.
         variance: [features], the variance of each input.
         residual: [tokens, d_out], centred. Reordered in place, and what the trees explain subtracted.
+        weight: [tokens], of mean 1. Reordered in place.
         spec: Shape of the layer.
     """
-    sketch = torch.linalg.eigh(second_moment(residual, residual)).eigenvectors[:, -SKETCH:].float()
+    sketch = torch.linalg.eigh(second_moment(residual, residual, weight)).eigenvectors[:, -SKETCH:].float()
     for _ in range(spec.trees):
-        growth = _Growth(z, variance, residual, sketch, spec)
+        growth = _Growth(z, variance, residual, weight, sketch, spec)
         if spec.trees == 1:
             yield growth.grow()
             return
@@ -88,8 +94,10 @@ class _Node:
 class _Growth:
     """The state of one tree's growth. The tokens of a node are contiguous, partitioned as by quicksort."""
 
-    def __init__(self, z: Tensor, variance: Tensor, residual: Tensor, sketch: Tensor, spec: FFFSpec) -> None:
-        self.z, self.residual, self.sketch, self.spec = z, residual, sketch, spec
+    def __init__(
+        self, z: Tensor, variance: Tensor, residual: Tensor, weight: Tensor, sketch: Tensor, spec: FFFSpec
+    ) -> None:
+        self.z, self.residual, self.weight, self.sketch, self.spec = z, residual, weight, sketch, spec
         self.deviation = (variance + RIDGE).sqrt()
         self.order = torch.arange(len(z))
         self.activation = ACTIVATIONS[spec.activation].fn
@@ -102,11 +110,15 @@ class _Growth:
         )
 
     def grow(self) -> Tree:
-        root = _Node(0, slice(0, len(self.z)), None, torch.zeros(self.residual.shape[1]))
-        pending = [root]
-        while pending:
-            node = pending.pop()
-            pending += self._split(node) or self._end(node)
+        large, small = [_Node(0, slice(0, len(self.z)), None, torch.zeros(self.residual.shape[1]))], []
+        while large:
+            node = large.pop()
+            for child in self._split(node) or self._end(node):
+                (small if child.tokens.stop - child.tokens.start < PARALLEL_TOKENS else large).append(child)
+        with _one_thread():
+            while small:
+                node = small.pop()
+                small += self._split(node) or self._end(node)
         return self.tree
 
     def _end(self, node: _Node) -> list[_Node]:
@@ -125,44 +137,63 @@ class _Growth:
         tokens = node.tokens.stop - node.tokens.start
         if node.index >= self.spec.nodes or tokens < 2 * LEAST_TOKENS:
             return []
-        residual = self.residual[node.tokens]
-        mean = self.z[node.tokens].mean(0)
-        x = self.z[node.tokens] - mean
-        moment = x.T @ (residual @ self.sketch) / tokens
+        z, residual, weight = self.z[node.tokens], self.residual[node.tokens], self.weight[node.tokens]
+        share = (weight / weight.sum())[:, None]
+        sketched = residual @ self.sketch
+        moment = z.T @ (share * (sketched - (share * sketched).sum(0)))
         if node.moment is not None:
             moment = (tokens * moment + PRIOR_TOKENS * node.moment) / (tokens + PRIOR_TOKENS)
         row = _direction(moment, self.deviation)
-        position = x @ row
-        spread = position.square().mean()
-        if spread < RESOLUTION:
+        position = z @ row
+        centre = position @ share[:, 0]
+        position -= centre
+        variance = position.square() @ share[:, 0]
+        if variance < RESOLUTION:
             return []
-        threshold = _threshold(position, residual)
+        threshold = _threshold(position, residual, share[:, 0])
         scale = REACH / (position - threshold).abs().max()
         s = scale * (position - threshold)
         self.tree.rows[node.index] = scale * row
-        self.tree.bias[node.index] = -scale * (mean.double() @ row.double() + threshold)
+        self.tree.bias[node.index] = -scale * (centre.double() + threshold)
 
-        right = s > 0
+        a, right = self.activation(s)[:, None], s > 0
+        sides = torch.stack([~right, right], 1).float()
         if self.spec.branch_outputs:
-            slope = self.sketch @ (row @ moment) / (spread * scale)
-            design, outputs = _regress_branches(self.activation(s), s, right, residual, slope)
-            self.tree.out[2 * node.index : 2 * node.index + 2] = outputs[2:]
-            constants = node.constant + outputs[:2]
+            a_mean = (share * a * sides).sum(0) / (share * sides).sum(0).clamp(min=TINY)
+            slope = self.sketch @ (row @ moment) / variance
+            design = torch.cat([sides, (a - a_mean) * sides], 1)
+            expected = torch.outer((weight * position) @ design, slope)
+            fitted = _regress(design, residual, weight, sides, expected)
+            self.tree.out[2 * node.index : 2 * node.index + 2] = fitted[2:]
+            constants = node.constant + fitted[:2] - a_mean[:, None] * fitted[2:]
         else:
-            design, outputs = _regress(self.activation(s), residual)
-            self.tree.out[node.index] = outputs[0]
+            design = a
+            nothing = torch.zeros(1, residual.shape[1])
+            fitted = _regress(design, residual, weight, torch.ones_like(a), nothing)
+            self.tree.out[node.index] = fitted[0]
             constants = node.constant.expand(2, -1)
-        residual.addmm_(design, outputs, alpha=-1)
-        moment -= (x.T @ design / tokens) @ (outputs @ self.sketch)
+        residual.addmm_(design, fitted, alpha=-1)
+        moment -= ((share * (design - (share * design).sum(0))).T @ z).T @ (fitted @ self.sketch)
 
         left_to_right = torch.cat([(~right).nonzero()[:, 0], right.nonzero()[:, 0]])
-        for tensor in (self.z, self.residual, self.order):
-            tensor[node.tokens] = tensor[node.tokens][left_to_right]
+        for tensor in (self.z, self.residual, self.weight, self.order):
+            tensor[node.tokens] = tensor[node.tokens].index_select(0, left_to_right)
         middle = node.tokens.stop - int(right.sum())
         return [
             _Node(2 * node.index + 1, slice(node.tokens.start, middle), moment, constants[0]),
             _Node(2 * node.index + 2, slice(middle, node.tokens.stop), moment, constants[1]),
         ]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work on small tensors: threads would wait for one another longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _direction(moment: Tensor, deviation: Tensor) -> Tensor:
@@ -184,77 +215,39 @@ def _direction(moment: Tensor, deviation: Tensor) -> Tensor:
     return row / row.norm().clamp(min=TINY)
 
 
-def _threshold(position: Tensor, residual: Tensor) -> Tensor:
-    """Where the linear fit crosses zero, so that a row needs no constant, at most a deviation from the mean.
+def _threshold(position: Tensor, residual: Tensor, share: Tensor) -> Tensor:
+    """Where the linear fit crosses zero, so that an output row needs no constant; near the mean, which is 0.
 
-    Where branches have constants the residual's mean is 0 already, and so is the threshold.
+    Beneath branch outputs, whose constants took the residual's mean away, that is the mean itself.
     """
-    energy = position.square().sum()
-    slope = position @ residual / energy
-    crossing = -(residual.mean(0) @ slope) / slope.square().sum().clamp(min=TINY)
-    deviation = (energy / len(position)).sqrt()
-    return crossing.clamp(-deviation, deviation)
+    mean, slope = share @ residual, (share * position) @ residual
+    variance = share @ position.square()
+    crossing = -variance * (mean @ slope) / slope.square().sum().clamp(min=TINY)
+    return crossing.clamp(-variance.sqrt(), variance.sqrt())
 
 
-def _regress(a: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """One output row: residual ≈ a row.
+def _regress(design: Tensor, residual: Tensor, weight: Tensor, sides: Tensor, expected: Tensor) -> Tensor:
+    """Regress the residual on orthogonal regressors, shrunk by positive-part James-Stein: [k, d_out].
+
+    Each estimate moves towards its target as far as noise explains the distance between the two.
 
     Args:
-        a: [tokens]
+        design: [tokens, k]; regressors of side g are those of number g, g + sides, g + 2 sides, ...
         residual: [tokens, d_out]
-
-    Returns:
-        The regressors, [tokens, 1], and their outputs, [1, d_out].
-    """
-    energy = a.square().sum().clamp(min=TINY)
-    row = a @ residual / energy
-    noise = (residual.square().sum() - energy * row.square().sum()).clamp(min=0) / (len(a) - 1)
-    return a[:, None], _shrink(row, torch.zeros_like(row), noise / energy)[None]
-
-
-def _regress_branches(
-    a: Tensor, s: Tensor, right: Tensor, residual: Tensor, slope: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A constant and an output row for each branch: residual ≈ constant + a row.
-
-    Args:
-        a: [tokens]
-        s: [tokens]
-        right: [tokens], which tokens take the right branch.
-        residual: [tokens, d_out]
-        slope: [d_out], of the residual on s over both branches; what few tokens say is shrunk towards it.
-
-    Returns:
-        The regressors, [tokens, 4]: left, right, a on the left, a on the right; their outputs, [4, d_out].
-    """
-    outputs = residual.new_zeros(4, residual.shape[1])
-    s = s - s.mean()
-    for branch, taken in enumerate((~right, right)):
-        tokens = int(taken.sum())
-        if tokens < LEAST_TOKENS:
-            continue
-        r, a_mean, s_mean = residual[taken], a[taken].mean(), s[taken].mean()
-        mean, deviation = r.mean(0), a[taken] - a_mean
-        energy = deviation.square().sum().clamp(min=TINY)
-        row = deviation @ r / energy
-        explained = tokens * mean.square().sum() + energy * row.square().sum()
-        noise = (r.square().sum() - explained).clamp(min=0) / (tokens - 2)
-        mean = _shrink(mean, s_mean * slope, noise / tokens)
-        row = _shrink(row, (deviation @ s[taken] / energy) * slope, noise / energy)
-        outputs[branch], outputs[2 + branch] = mean - a_mean * row, row
-    sides = torch.stack([~right, right], 1).to(a.dtype)
-    return torch.cat([sides, a[:, None] * sides], 1), outputs
-
-
-def _shrink(estimate: Tensor, target: Tensor, noise: Tensor) -> Tensor:
-    """Positive-part James-Stein: towards the target as far as noise explains the distance.
-
-    Args:
-        estimate: [d_out]
-        target: [d_out]
-        noise: The expected squared error of the estimate, summed over its elements.
+        weight: [tokens], the inverse of the tokens' noise, up to a factor.
+        sides: [tokens, sides], which tokens are on which side, as 0 and 1.
+        expected: [k, d_out], the products of design and residual that the targets would give.
 
     Reference: Efron and Morris, Stein's estimation rule and its competitors (1973), section 2.
     """
+    weighted = weight[:, None] * design
+    energy = (weighted * design).sum(0).clamp(min=TINY)[:, None]
+    tokens, repeats = sides.sum(0), design.shape[1] // sides.shape[1]
+    estimate, target = weighted.T @ residual / energy, expected / energy
+    explained = (energy[:, 0] * estimate.square().sum(1)).view(repeats, -1).sum(0)
+    total = (weight * torch.linalg.vector_norm(residual, dim=1).square()) @ sides
+    variance = (total - explained).clamp(min=0) / (tokens - repeats).clamp(min=1)
     distance = estimate - target
-    return target + (1 - noise / distance.square().sum().clamp(min=TINY)).clamp(min=0) * distance
+    noise = variance.repeat(repeats)[:, None] / energy
+    kept = (1 - noise / distance.square().sum(1, keepdim=True).clamp(min=TINY)).clamp(min=0)
+    return (target + kept * distance) * (tokens >= LEAST_TOKENS).repeat(repeats)[:, None]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fffconvert.errors import FFFError
 from fffconvert.fit.grow import grow_trees
-from fffconvert.fit.moments import Principal, centre
+from fffconvert.fit.moments import Principal, centre, token_weights
 from fffconvert.fit.trunk import fit_trunk
 from fffconvert.plan import FFFSpec
 from fffconvert.tree import FFFLayer
@@ -31,19 +31,20 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec) -> FFFLayer:
         FFFError: The activations do not fit the specification or are not finite, or it has leaf blocks.
     """
     _check(x, y, spec)
-    principal, z = Principal.of(x)
-    mean, residual = centre(y)
+    weight = token_weights(y)
+    principal, z = Principal.of(x, weight)
+    mean, residual = centre(y, weight)
     layer = FFFLayer(spec)
     state = layer.state_dict()
     state["fff_bias"].copy_(mean)
     if spec.trunk:
-        inner, outer = fit_trunk(z, principal.variance, residual, spec.trunk)
+        inner, outer = fit_trunk(z, principal.variance, residual, spec.trunk, weight)
         residual -= z @ inner.T.float() @ outer.float()
         trunk_in = principal.rows(inner)
         state["fff_trunk_in"].copy_(trunk_in)
         state["fff_trunk_out"].copy_(outer)
         state["fff_bias"].copy_(mean - trunk_in @ principal.mean @ outer)
-    for t, tree in enumerate(grow_trees(z, principal.variance, residual, spec)):
+    for t, tree in enumerate(grow_trees(z, principal.variance, residual, weight, spec)):
         rows = principal.rows(tree.rows)
         state["fff_in_weight"][t] = rows
         state["fff_in_bias"][t] = tree.bias - rows @ principal.mean
@@ -53,18 +54,20 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec) -> FFFLayer:
     return layer
 
 
-def r2(y: Tensor, y_hat: Tensor) -> float:
+def r2(y: Tensor, y_hat: Tensor, weight: Tensor | None = None) -> float:
     """The share of the variance of y that y_hat explains; below 0 where the mean of y would do better.
 
     Args:
         y: [tokens, d_out]
         y_hat: [tokens, d_out]
+        weight: [tokens], of mean 1; all 1 by default.
 
     Returns:
         1 - |y - y_hat|² / |y - mean|². Where y does not vary: 1 if y_hat equals it, else 0.
     """
-    error = torch.linalg.vector_norm(y - y_hat, dtype=torch.float64).square()
-    total = torch.linalg.vector_norm(centre(y)[1], dtype=torch.float64).square()
+    weight = torch.ones(len(y)) if weight is None else weight
+    error = weight.double() @ (y - y_hat).double().square().sum(1)
+    total = weight.double() @ centre(y, weight)[1].double().square().sum(1)
     return float(error == 0) if total == 0 else 1 - float(error / total)
 
 

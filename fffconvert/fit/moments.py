@@ -8,31 +8,59 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+TINY = 1e-30
 CHUNK = 8192
 """Tokens that are multiplied in float32 before their sum goes to float64."""
 
 
-def centre(x: Tensor) -> tuple[Tensor, Tensor]:
+def token_weights(y: Tensor) -> Tensor:
+    """Weights under which no token counts for much more than another: [tokens], of mean 1.
+
+    A few tokens (the first of a text, separators) often carry nearly all the variance of a block's output.
+    What follows a block normalises each token, so the error that matters is relative to the token's own size.
+
+    Args:
+        y: [tokens, d_out], what a block made of the tokens.
+    """
+    energy = torch.linalg.vector_norm(y - y.median(0).values, dim=1).square()
+    weight = 1 / (1 + energy / energy.median().clamp(min=TINY))
+    return weight / weight.mean()
+
+
+def centre(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Subtract the mean without losing what a large offset hides.
 
     Args:
         x: [tokens, features], float32.
+        weight: [tokens], of mean 1.
 
     Returns:
         The mean, [features] in float64, and the centred `x`, [tokens, features] in float32.
     """
-    mean = x.mean(0, dtype=torch.float64)
+    mean = torch.zeros(x.shape[1], dtype=torch.float64)
+    for part in _chunks(len(x)):
+        mean += weight[part].double() @ x[part].double()
+    mean /= len(x)
     centred = torch.empty_like(x)
     for part in _chunks(len(x)):
         centred[part] = x[part].double() - mean
     return mean, centred
 
 
-def second_moment(a: Tensor, b: Tensor) -> Tensor:
-    """The mean of the outer products of the rows of a [tokens, m] and b [tokens, n]: [m, n] in float64."""
+def second_moment(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """The mean of the outer products of the rows of a and b.
+
+    Args:
+        a: [tokens, m]
+        b: [tokens, n]
+        weight: [tokens], of mean 1.
+
+    Returns:
+        [m, n] in float64.
+    """
     total = torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64)
     for part in _chunks(len(a)):
-        total += a[part].T @ b[part]
+        total += (a[part] * weight[part, None]).T @ b[part]
     return total / len(a)
 
 
@@ -51,10 +79,10 @@ class Principal:
     variance: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> tuple[Principal, Tensor]:
+    def of(cls, x: Tensor, weight: Tensor) -> tuple[Principal, Tensor]:
         """Find the principal coordinates of x: [tokens, features], and x in them, in float32."""
-        mean, centred = centre(x)
-        covariance = second_moment(centred, centred)
+        mean, centred = centre(x, weight)
+        covariance = second_moment(centred, centred, weight)
         deviation = covariance.diagonal().sqrt()
         # What varies by less than float32 resolves is a constant feature with rounding on it.
         varies = deviation > 1e-6 * mean.abs()

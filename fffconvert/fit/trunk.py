@@ -12,7 +12,7 @@ RIDGE = 1.0
 """Ridge on standardised inputs, in units of features per token: the sampling error of a covariance."""
 
 
-def fit_trunk(z: Tensor, variance: Tensor, y: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def fit_trunk(z: Tensor, variance: Tensor, y: Tensor, rank: int, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Fit y ≈ z A B with A [features, rank] and B [rank, d_out]; the rows of B are orthonormal.
 
     The fitted values of a ridge regression are projected on the directions in which they vary most.
@@ -21,6 +21,7 @@ def fit_trunk(z: Tensor, variance: Tensor, y: Tensor, rank: int) -> tuple[Tensor
         z: [tokens, features], centred and uncorrelated.
         variance: [features], the variance of each feature.
         y: [tokens, d_out], centred.
+        weight: [tokens], of mean 1.
         rank: Rank of the map; columns of A and rows of B beyond what d_out allows are zero.
 
     Returns:
@@ -28,7 +29,7 @@ def fit_trunk(z: Tensor, variance: Tensor, y: Tensor, rank: int) -> tuple[Tensor
 
     Reference: Izenman, Reduced-rank regression for the multivariate linear model (1975), section 3.
     """
-    covariance = second_moment(z, y)
+    covariance = second_moment(z, y, weight)
     ridge = RIDGE * z.shape[1] / len(z)
     full = covariance / (variance.double() + ridge)[:, None]
     outputs = torch.linalg.eigh(covariance.T @ full).eigenvectors.flip(1)[:, :rank]

@@ -29,8 +29,8 @@ class Totals:
 
     Attributes:
         blocks: How many.
-        r2_lowest: Least held-out R².
-        r2_median: Median held-out R².
+        r2_lowest: Least held-out R² per token.
+        r2_median: Median held-out R² per token.
         macs_left: Share of the blocks' multiply-adds that is left.
         model_macs_left: The same of the whole model's multiply-adds.
         parameters_before: Parameters of the dense blocks.
@@ -50,7 +50,7 @@ class Totals:
         """Sum up; `blocks` is the list of that name in `metrics.json`, not empty."""
         share = sum(block["macs_share"] for block in blocks)
         left = sum(block["macs_share"] * block["active_fraction"] for block in blocks)
-        scores = [block["r2_heldout"] for block in blocks]
+        scores = [block["token_r2_heldout"] for block in blocks]
         return cls(
             blocks=len(blocks),
             r2_lowest=min(scores),
@@ -65,7 +65,7 @@ class Totals:
         """The sums in words: kept, saved, stored."""
         ratio = self.parameters / self.parameters_before
         return [
-            f"Kept: R² of the blocks' outputs on held-out text {self.r2_median:.3f} (median), "
+            f"Kept: R² per token of the blocks' outputs on held-out text {self.r2_median:.3f} (median), "
             f"{self.r2_lowest:.3f} (lowest).",
             f"Multiply-adds per token: the {self.blocks} blocks need {self.macs_left:.1%} of what they "
             f"needed, the whole model {self.model_macs_left:.1%}.",
@@ -90,7 +90,7 @@ def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         head["base_model"] = base
     rows = [
         f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} | {block['active_width']} "
-        f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} "
+        f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} | {block['token_r2_heldout']:.3f} "
         f"| {block['parameters_before']:,} | {block['parameters']:,} |"
         for block in metrics["blocks"]
     ]
@@ -107,8 +107,11 @@ is in `fffconvert.yaml`, the figures below are in `metrics.json`.
 
 {_items(Totals.of(metrics["blocks"]).lines())}
 
-| block | trees x depth | trunk | active width | multiply-adds left | R² held out | parameters before | now |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+R² is the share of the variance of a block's output that the layer explains on held-out text; a few tokens often
+carry nearly all of it, so R² per token lets all tokens count alike.
+
+| block | trees x depth | trunk | active width | multiply-adds left | R² | R² per token | parameters before | now |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
 ## How to load it

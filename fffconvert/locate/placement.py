@@ -188,4 +188,6 @@ def _works_hollow(node: fx.Node) -> bool:
     if not is_rearrangement(node) or node.meta["value"] is None:
         return False
     source = node.all_input_nodes[0]
-    return source.target in CHUNKS or value(node).shape == value(source).shape
+    if source.meta["value"] is None:
+        return source.target in CHUNKS
+    return value(node).shape == value(source).shape

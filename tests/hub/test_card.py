@@ -19,6 +19,7 @@ def block(name: str, **values: Any) -> dict[str, Any]:
         "active_width": 16,
         "active_fraction": 0.25,
         "r2_heldout": 0.75,
+        "token_r2_heldout": 0.75,
         "parameters": 3000,
         "parameters_before": 1000,
         "macs_share": 0.3,
@@ -28,8 +29,8 @@ def block(name: str, **values: Any) -> dict[str, Any]:
 
 BLOCKS = [
     block("layer.0"),
-    block("layer.1", active_fraction=0.5, r2_heldout=0.25, macs_share=0.1),
-    block("layer.2", active_fraction=1.0, r2_heldout=0.9, macs_share=0.2),
+    block("layer.1", active_fraction=0.5, token_r2_heldout=0.25, macs_share=0.1),
+    block("layer.2", active_fraction=1.0, token_r2_heldout=0.9, macs_share=0.2),
 ]
 
 

@@ -31,6 +31,7 @@ BLOCK = {
     "active_width": 7,
     "active_fraction": 0.175,
     "r2_heldout": 0.5,
+    "token_r2_heldout": 0.5,
     "parameters": 2000,
     "parameters_before": 1000,
     "macs_share": 0.6,

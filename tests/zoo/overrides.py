@@ -177,6 +177,7 @@ _BY_TYPES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("deepseek_v2", {"num_experts_per_tok": 2}),
     ("slanet slanext", {"max_text_length": 5}),
+    ("yolos", {"image_size": [64, 96]}),
 ]
 
 OVERRIDES: dict[str, dict[str, Any]] = {name: fields for names, fields in _BY_TYPES for name in names.split()}
