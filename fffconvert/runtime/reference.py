@@ -108,14 +108,14 @@ def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tenso
     logits = x.new_empty(*path.shape, levels)
     for k in range(levels):
         nodes = _level(k)
-        s = _dot_rows(weights.in_weight[:, nodes], path, x) + weights.in_bias[:, nodes][tree, path]
+        s = _dot_rows(weights.in_weight, nodes, path, x) + weights.in_bias[:, nodes][tree, path]
         logits[:, :, k] = s
         below = 2 * path + (s > 0)
         row = below if branches == 2 else path
-        _add_rows(y, weights.out_weight[:, _level(k, branches)], row, act.fn(s))
+        _add_rows(y, weights.out_weight, _level(k, branches), row, act.fn(s))
         path = below
     if weights.leaf_constant is not None:
-        _add_rows(y, weights.leaf_constant, path, x.new_ones(path.shape))
+        _add_rows(y, weights.leaf_constant, slice(0, 1 << levels), path, x.new_ones(path.shape))
     if (block := weights.leaf_block) is not None:
         for at, tokens in _arrivals(path, block.out.shape[1]):
             up, gate = _leaf_hidden(x[tokens], block, at)
@@ -156,9 +156,9 @@ def backward(
         path = leaf >> (depth + 1 - k)
         row = leaf >> (depth - k) if branches == 2 else path
         s = logits[:, :, k]
-        grad_a = _dot_rows(weights.out_weight[:, rows], row, grad_y)
+        grad_a = _dot_rows(weights.out_weight, rows, row, grad_y)
         grad_s = grad_logits[:, :, k] + act.derivative(s) * grad_a
-        _add_rows(grad_x, weights.in_weight[:, nodes], path, grad_s)
+        _add_rows(grad_x, weights.in_weight, nodes, path, grad_s)
         _add_to_rows(grads.in_weight, nodes, path, grad_s, x)
         _add_to_rows(grads.in_bias[:, :, None], nodes, path, grad_s, x.new_ones(len(x), 1))
         _add_to_rows(grads.out_weight, rows, row, act.fn(s), grad_y)
@@ -193,49 +193,59 @@ def _parts(x: Tensor, numbers: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _dot_rows(rows: Tensor, index: Tensor, x: Tensor) -> Tensor:
+def _dot_rows(weight: Tensor, level: slice, index: Tensor, x: Tensor) -> Tensor:
     """Multiply each token with one row of each tree.
 
     Args:
-        rows: [trees, rows, d]
+        weight: [trees, all rows, d]
+        level: The rows that `index` counts from.
         index: [tokens, trees]
         x: [tokens, d]
 
     Returns:
         [tokens, trees]
     """
-    trees, count, d = rows.shape
+    trees, _, d = weight.shape
+    count = level.stop - level.start
     products = x.new_empty(index.shape)
     if count <= DENSE_ROWS:
-        dense = rows.reshape(-1, d).to(x.dtype).T
+        dense = weight[:, level].reshape(-1, d).to(x.dtype).T
         for part in _parts(x, trees * count):
             every = (x[part] @ dense).view(-1, trees, count)
             products[part] = every.gather(2, index[part, :, None])[:, :, 0]
     else:
-        tree = torch.arange(trees, device=x.device)
         for part in _parts(x, trees * d):
-            products[part] = torch.linalg.vecdot(rows[tree, index[part]].to(x.dtype), x[part, None])
+            products[part] = torch.linalg.vecdot(_rows(weight, level, index[part], x.dtype), x[part, None])
     return products
 
 
-def _add_rows(out: Tensor, rows: Tensor, index: Tensor, factor: Tensor) -> None:
+def _add_rows(out: Tensor, weight: Tensor, level: slice, index: Tensor, factor: Tensor) -> None:
     """Add to each token of `out` one row of each tree times its factor.
 
     Args:
         out: [tokens, d]
-        rows: [trees, rows, d]
+        weight: [trees, all rows, d]
+        level: The rows that `index` counts from.
         index: [tokens, trees]
         factor: [tokens, trees]
     """
-    trees, count, d = rows.shape
+    trees, _, d = weight.shape
+    count = level.stop - level.start
     if count <= DENSE_ROWS:
-        dense = rows.reshape(-1, d).to(out.dtype)
+        dense = weight[:, level].reshape(-1, d).to(out.dtype)
         for part in _parts(out, trees * count):
             out[part] += _spread(index[part], factor[part], count) @ dense
     else:
-        tree = torch.arange(trees, device=out.device)
         for part in _parts(out, trees * d):
-            out[part] += (factor[part, None] @ rows[tree, index[part]].to(out.dtype))[:, 0]
+            out[part] += (factor[part, None] @ _rows(weight, level, index[part], out.dtype))[:, 0]
+
+
+def _rows(weight: Tensor, level: slice, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows at `index` of each tree: [tokens, trees, d]."""
+    trees, total, d = weight.shape
+    flat = index + torch.arange(level.start, trees * total, total, device=index.device)
+    # Whole rows of one matrix are copied many times faster than elements picked by several indices.
+    return weight.reshape(-1, d).index_select(0, flat.flatten()).view(*index.shape, d).to(dtype)
 
 
 def _add_to_rows(grad: Tensor, level: slice, index: Tensor, factor: Tensor, x: Tensor) -> None:
