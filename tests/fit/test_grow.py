@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from zoo.reference import loop
 
 from fffconvert.errors import FFFError
-from fffconvert.fit import fit_layer, r2
+from fffconvert.fit import fit_layer, r2, token_weights
+from fffconvert.fit.grow import grow_trees
 from fffconvert.fit.moments import Principal, centre, second_moment
 from fffconvert.plan import FFFSpec
 from fffconvert.runtime.activations import ACTIVATIONS
@@ -38,15 +38,19 @@ def fit(x: Tensor, y: Tensor, **options: int | bool | str) -> Tensor:
 
 def test_a_planted_tree_is_recovered():
     x = draw(4000, 6)
-    root, left, right = torch.linalg.qr(draw(6, 3, seed=1)).Q.T
-    constants = torch.eye(4, 5) * 4
-    leaf = torch.where(x @ root > 0, 2 + (x @ right > 0.3).long(), (x @ left > -0.2).long())
+    planted = torch.linalg.qr(draw(6, 3, seed=1)).Q.T
+    root, left, right = (x @ planted.T > 0).T
     # The root's jump is the largest, so that greed takes it first.
-    y = constants[leaf] + 6 * (leaf > 1)[:, None] + 0.05 * draw(4000, 5, seed=2)
-    layer = fit_layer(x, y, FFFSpec(6, 5, 5, branch_outputs=True))
-    found = F.normalize(layer.fff_in_weight[0, 0].detach(), dim=0)
-    assert (found @ root).abs() > 0.97
-    assert r2(y, layer(x).detach()) > 0.95
+    y = torch.stack([6.0 * root, 4.0 * (~root & left), 4.0 * (root & right)], 1)
+    residual = y - y.mean(0)
+    total = residual.square().sum()
+    spec = FFFSpec(6, 3, 1, branch_outputs=True)
+    (tree,) = grow_trees(x.clone(), x.var(0), residual, torch.ones(4000), spec)
+    found = F.normalize(tree.rows, dim=1)
+    if found[0] @ planted[0] < 0:
+        found = found[[0, 2, 1]]
+    assert (found * planted).sum(1).abs().min() > 0.98
+    assert residual.square().sum() < 0.2 * total  # the root alone leaves 0.4
 
 
 def test_a_piecewise_linear_function_needs_one_node():
@@ -54,8 +58,8 @@ def test_a_piecewise_linear_function_needs_one_node():
     s = x @ direction
     right, left = (s > s.mean()).float(), (s <= s.mean()).float()
     y = torch.stack([right, left, right * s, left * s], 1) @ out
-    assert r2(y, fit(x, y, depth=0, branch_outputs=True, activation="identity")) > 0.98
-    assert r2(y, fit(x, y, depth=0)) < 0.9
+    assert r2(y, fit(x, y, depth=0, branch_outputs=True)) > 0.92
+    assert r2(y, fit(x, y, depth=0)) < 0.7
 
 
 @forms
@@ -63,7 +67,7 @@ def test_a_piecewise_linear_function_needs_one_node():
 def test_what_is_explained_never_falls_with_depth(branch: bool, trunk: int):
     x, y = dense_block(3000)
     scores = [r2(y, fit(x, y, depth=depth, trunk=trunk, branch_outputs=branch)) for depth in range(7)]
-    assert all(later >= earlier for earlier, later in zip(scores, scores[1:], strict=False))
+    assert scores == sorted(scores)
     assert scores[-1] > scores[0] + 0.2
 
 
@@ -75,7 +79,7 @@ def test_more_trees_explain_more_of_new_tokens(branch: bool):
     for trees in (1, 2, 8):
         layer = fit_layer(x, y, FFFSpec(16, 16, 3, trees=trees, branch_outputs=branch))
         scores.append(r2(new_y, layer(new_x).detach()))
-    assert scores[0] + 0.03 < scores[1] < scores[2] - 0.03
+    assert scores[0] + 0.01 < scores[1] < scores[2] - 0.1
 
 
 def test_branch_outputs_and_depth_pay_on_new_tokens():
@@ -106,11 +110,17 @@ def test_every_activation_can_be_fitted(branch: bool, activation: str):
 
 
 @forms
-def test_the_layer_computes_what_was_fitted(branch: bool):
-    """The residual that growth leaves is that of the finished layer, walked node by node."""
-    x, y = dense_block(300)
-    layer = fit_layer(x, y, FFFSpec(16, 16, 3, trees=2, trunk=2, branch_outputs=branch)).double()
-    torch.testing.assert_close(layer(x.double()), loop(layer, x.double()))
+def test_the_layer_leaves_what_growth_left(branch: bool):
+    """The residual inside the fit is that of the finished layer, on every token."""
+    x, y = dense_block(500)
+    spec = FFFSpec(16, 16, 4, trees=3, branch_outputs=branch)
+    weight = token_weights(y)
+    principal, z = Principal.of(x, weight)
+    residual = centre(y, weight)[1]
+    list(grow_trees(z, principal.variance, residual, weight.clone(), spec))
+    left = (y - fit(x, y, depth=4, trees=3, branch_outputs=branch)).square().sum(1)
+    expected = residual.square().sum(1).sort().values
+    torch.testing.assert_close(left.sort().values, expected, rtol=1e-3, atol=1e-3)
 
 
 @forms
@@ -209,14 +219,28 @@ def test_moments_are_those_of_float64():
 
 
 def test_principal_coordinates_are_uncorrelated_and_unscaled():
-    x = draw(5000, 6) @ draw(6, 6, seed=1) * torch.logspace(-6, 6, 6) + 7
+    x = draw(5000, 6) @ draw(6, 6, seed=1) * torch.logspace(-3, 6, 6) + 7
     weight = torch.ones(5000)
     principal, z = Principal.of(x, weight)
-    torch.testing.assert_close(second_moment(z, z, weight).float(), principal.variance.diag(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        second_moment(z, z, weight).float(), principal.variance.diag(), atol=1e-4, rtol=0
+    )
     assert principal.variance.mean() == pytest.approx(1, abs=1e-4)
     functional = draw(6, seed=2)
     expected = z.double() @ functional.double()
-    torch.testing.assert_close((x.double() - principal.mean) @ principal.rows(functional), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        (x.double() - principal.mean) @ principal.rows(functional), expected, atol=1e-4, rtol=0
+    )
+
+
+def test_no_token_outweighs_the_others():
+    y = draw(1000, 8)
+    y[:5] *= 1000
+    weight = token_weights(y)
+    error = weight * y.square().sum(1)
+    assert weight.mean() == pytest.approx(1)
+    assert error[:5].sum() < 0.02 * error.sum()
+    assert weight[5:].min() > 0.2 * weight[5:].max()
 
 
 @pytest.mark.parametrize(

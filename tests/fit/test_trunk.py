@@ -34,7 +34,9 @@ def fitted(x: torch.Tensor, y: torch.Tensor, rank: int, weight: torch.Tensor) ->
 def test_equals_the_optimum(monkeypatch: pytest.MonkeyPatch, rank: int, weighted: bool):
     monkeypatch.setattr(module, "RIDGE", 0.0)
     x, y = data()
-    weight = torch.rand(TOKENS, generator=torch.Generator().manual_seed(1)) if weighted else torch.ones(TOKENS)
+    weight = (
+        torch.rand(TOKENS, generator=torch.Generator().manual_seed(1)) if weighted else torch.ones(TOKENS)
+    )
     weight /= weight.mean()
     root = weight.double().sqrt().numpy()[:, None]
     xd, yd = x.double().numpy(), y.double().numpy()
