@@ -107,8 +107,8 @@ is in `fffconvert.yaml`, the figures below are in `metrics.json`.
 
 {_items(Totals.of(metrics["blocks"]).lines())}
 
-R² is the share of the variance of a block's output that the layer explains on held-out text. A few tokens often
-carry nearly all of it; R² per token lets all tokens count alike.
+R² is the share of the variance of a block's output that the layer explains on held-out text. A few tokens
+often carry nearly all of it; R² per token lets all tokens count alike.
 
 | block | trees x depth | trunk | active width | MACs left | R² | R² per token | parameters before | now |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
