@@ -100,7 +100,7 @@ def masked_accuracy(model: PreTrainedModel, tokenizer, texts: list[str]) -> floa
         given = ids.clone()
         given[0, masked] = tokenizer.mask_token_id
         with torch.no_grad():
-            guess = model(given).logits[0, masked].argmax(-1)
+            guess = model(given)[0][0, masked].argmax(-1)
         right, total = right + int((guess == ids[0, masked]).sum()), total + len(masked)
     return right / total
 
