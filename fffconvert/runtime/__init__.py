@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fffconvert.runtime.activations import ACTIVATIONS, Activation
-from fffconvert.runtime.ops import cmm
-from fffconvert.runtime.reference import Weights
+from fffconvert.runtime.ops import cmm, cmm_inference
+from fffconvert.runtime.reference import Scales, Weights
 
-__all__ = ["ACTIVATIONS", "Activation", "Weights", "cmm"]
+__all__ = ["ACTIVATIONS", "Activation", "Scales", "Weights", "cmm", "cmm_inference"]
