@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fffconvert.runtime import cpu
 from fffconvert.runtime.activations import ACTIVATIONS, Activation
 from fffconvert.runtime.ops import cmm, cmm_inference
 from fffconvert.runtime.reference import Scales, Weights
