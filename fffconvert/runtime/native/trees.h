@@ -76,7 +76,35 @@ struct Block {
     float* y[SIZE];
 };
 
-// Send the items down from level `from` to level `to`; they stay sorted by node. Writes the scores.
+// Go one level down where hardly two tokens share a node: tile by tile, with no decision that the processor could
+// guess wrong. The items stay sorted as far as they were.
+template <class R>
+void descend_apart(const Tree<R>& tree, const Block& block, Item* items, int64_t level) {
+    for (int64_t i = 0; i < block.count; i += TILE) {
+        const float* x[TILE];
+        const R* rows[TILE];
+        Item* tile[TILE];
+        UNROLLED
+        for (int m = 0; m < TILE; m++) {
+            tile[m] = items + least(i + m, block.count - 1);
+            x[m] = block.x[tile[m]->token];
+            rows[m] = tree.in.data + tile[m]->node * tree.d_in;
+        }
+        float s[TILE];
+        own_dots(x, rows, tree.d_in, s);
+        const int64_t count = least(TILE, block.count - i);
+        for (int64_t m = 0; m < count; m++) {
+            const int32_t node = tile[m]->node;
+            s[m] = block.scores[tile[m]->token][level] = tree.in.scaled(node, s[m]) + tree.in_bias[node];
+            tile[m]->node = 2 * node + 1 + (s[m] > 0);
+        }
+    }
+}
+
+// Fewer tokens per node than this are better taken apart.
+constexpr int64_t APART = 5;
+
+// Send the items down from level `from` to level `to`; they stay (nearly) sorted by node. Writes the scores.
 template <class R>
 void descend(const Tree<R>& tree, const Block& block, Item* items, Item* spare, int64_t from, int64_t to) {
     const int64_t d = tree.d_in;
@@ -86,6 +114,10 @@ void descend(const Tree<R>& tree, const Block& block, Item* items, Item* spare, 
     for (int64_t level = from; level < to;) {
         int64_t groups = 1;
         for (int64_t i = 1; i < block.count; i++) groups += items[i].node != items[i - 1].node;
+        if (block.count < APART * groups) {
+            descend_apart(tree, block, items, level++);
+            continue;
+        }
         // Where many tokens share a node, both its children are multiplied as well: reading a token once more
         // costs more than a product that half of the tokens do not need.
         const bool pair = level + 1 < to && block.count >= 6 * groups;
@@ -150,7 +182,8 @@ void add_outputs(const fff_layer& layer, const Tree<R>& tree, const Block& block
         // A leaf block is shared by all of a tile, so a tile ends where the leaf does.
         for (int64_t m = 1; width && m < count; m++)
             if (items[i + m].node != items[i].node) count = m;
-        const int64_t last_leaf = items[i + count - 1].node - tree.nodes;
+        int64_t differ = 0;  // bits of the leaves in which the tile's tokens are not all alike
+        for (int64_t m = 1; m < count; m++) differ |= leaf ^ (items[i + m].node - tree.nodes);
         alignas(VEC_BYTES) float factors[TILE][32] = {};
         float* y[TILE];
         const float* start[TILE];
@@ -162,9 +195,9 @@ void add_outputs(const fff_layer& layer, const Tree<R>& tree, const Block& block
             start[m] = first ? layer.bias : y[m];
         }
         terms.shared_count = terms.own_count = 0;
-        auto add = [&](const Rows<R>& rows, auto row_of, auto factor_of) {
-            const int64_t row = row_of(leaf);
-            if (row == row_of(last_leaf)) {
+        auto add = [&](const Rows<R>& rows, int64_t shift, auto row_of, auto factor_of) {
+            if (!(differ >> shift)) {
+                const int64_t row = row_of(leaf);
                 const int64_t j = terms.shared_count++;
                 terms.shared[j] = rows.data + row * tree.d_out;
                 for (int64_t m = 0; m < count; m++) terms.shared_factor[j][m] = rows.scaled(row, factor_of(m));
@@ -178,12 +211,12 @@ void add_outputs(const fff_layer& layer, const Tree<R>& tree, const Block& block
             }
         };
         for (int64_t k = 0; k < levels; k++)
-            add(tree.out, [&](int64_t l) { return tree.out_row(k, l); }, [&](int64_t m) { return factors[m][k]; });
-        if (layer.constant.data) add(tree.constant, [](int64_t l) { return l; }, [](int64_t) { return 1.f; });
+            add(tree.out, tree.branches == 2 ? tree.depth - k : levels - k, [&](int64_t l) { return tree.out_row(k, l); }, [&](int64_t m) { return factors[m][k]; });
+        if (layer.constant.data) add(tree.constant, 0, [](int64_t l) { return l; }, [](int64_t) { return 1.f; });
         if (width) {
             const Rows<R> rows(layer.leaf_out, (tree.index * tree.leaves + leaf) * width, tree.d_out);
             for (int64_t j = 0; j < width; j++)
-                add(rows, [j](int64_t) { return j; }, [&](int64_t m) { return hidden[(i + m) * width + j]; });
+                add(rows, 0, [j](int64_t) { return j; }, [&](int64_t m) { return hidden[(i + m) * width + j]; });
         }
         add_rows(count, terms, y, first && !layer.bias ? nullptr : start, tree.d_out);
     }

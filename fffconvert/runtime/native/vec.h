@@ -3,6 +3,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if VEC_BYTES > 16
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -16,7 +19,7 @@ struct bf16 {
     uint16_t bits;
 };
 
-inline vf splat(float value) { return vf{} + value; }
+inline vf splat(float value) { return value - vf{}; }
 inline vf as_float(vi bits) { return (vf)bits; }  // the same bits
 inline vi as_int(vf value) { return (vi)value; }
 inline vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
@@ -28,12 +31,27 @@ inline V load_raw(const T* p) {
     return v;
 }
 inline vf load(const float* p) { return load_raw<vf>(p); }
+// GCC 12 turns the generic conversions below into a dozen shuffles, so x86 spells them out.
+#if VEC_BYTES == 64
+inline vf load(const bf16* p) {
+    return as_float((vi)_mm512_cvtepu16_epi32((__m256i)load_raw<vu16>(p)) << 16);
+}
+inline vf load(const int8_t* p) { return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)load_raw<vi8>(p))); }
+#elif VEC_BYTES == 32
+inline vf load(const bf16* p) {
+    return as_float((vi)_mm256_cvtepu16_epi32((__m128i)load_raw<vu16>(p)) << 16);
+}
+inline vf load(const int8_t* p) {
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+#else
 inline vf load(const bf16* p) {
     return as_float(__builtin_convertvector(load_raw<vu16>(p), vi) << 16);
 }
 inline vf load(const int8_t* p) {
     return __builtin_convertvector(__builtin_convertvector(load_raw<vi8>(p), vi), vf);
 }
+#endif
 inline float scalar(float v) { return v; }
 inline float scalar(int8_t v) { return v; }
 inline float scalar(bf16 v) {
