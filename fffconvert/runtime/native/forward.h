@@ -113,8 +113,8 @@ void forward_sorted(const Call& call, int64_t t, int64_t split, int64_t threads)
              *spare = scratch<Item>(Purpose::block_spare, Block::SIZE);
         int32_t tokens[Block::SIZE];
         const int64_t end = n * (part + 1) / parts;
-        for (int64_t start = n * part / parts; start < end; start += Block::SIZE) {
-            const int64_t count = least(Block::SIZE, end - start);
+        for (int64_t start = n * part / parts; start < end; start += Block::SORTED_SIZE) {
+            const int64_t count = least(Block::SORTED_SIZE, end - start);
             for (int64_t i = 0; i < count; i++) {
                 tokens[i] = int32_t(start + i);
                 items[i] = {int32_t(i), 0};
@@ -134,8 +134,8 @@ void forward_sorted(const Call& call, int64_t t, int64_t split, int64_t threads)
         Item *items = scratch<Item>(Purpose::block_items, Block::SIZE),
              *spare = scratch<Item>(Purpose::block_spare, Block::SIZE);
         const int64_t end = n * (part + 1) / parts;
-        for (int64_t start = n * part / parts; start < end; start += Block::SIZE) {
-            const int64_t count = least(Block::SIZE, end - start);
+        for (int64_t start = n * part / parts; start < end; start += Block::SORTED_SIZE) {
+            const int64_t count = least(Block::SORTED_SIZE, end - start);
             gather(call, t, order + start, count, block);
             for (int64_t i = 0; i < count; i++) items[i] = {int32_t(i), reached[order[start + i]]};
             descend(tree, block, items, spare, split, tree.levels);
@@ -153,14 +153,14 @@ void forward(const fff_layer& layer, const void* x, int64_t x_stride, int64_t to
     const int64_t levels = layer.depth + 1;
     fff::expect_writes(y, size_t(tokens * layer.d_out) * (io_type == FFF_FLOAT32 ? 4 : 2));
     Call call{layer, x, x_stride, tokens, y, io_type, logits, layer.trees * levels, leaf, true};
-    const bool sorted = tokens > 2 * Block::SIZE && (layer.trees == 1 || (layer.leaf_width && io_type == FFF_FLOAT32));
+    const bool sorted = tokens > 2 * Block::SORTED_SIZE && (layer.trees == 1 || (layer.leaf_width && io_type == FFF_FLOAT32));
     if (!logits) {
         call.score_stride = levels;
         call.scores = scratch<float>(Purpose::scores, tokens * levels);
     }
     if (!sorted) return forward_unsorted<R>(call, threads);
     int64_t split = 1;
-    while (split < levels && (Block::SIZE << split) < tokens) split++;
+    while (split < levels && (Block::SORTED_SIZE << split) < tokens) split++;
     if (layer.leaf_width) split = levels;
     for (int64_t t = 0; t < layer.trees; t++) {
         call.first = t == 0;

@@ -24,7 +24,7 @@ inline void dots(const float* const* x, const R* const* w, int64_t d, float (*s)
             for (int n = 0; n < N; n++) row[n] = load(w[n] + i + u * W);
             UNROLLED
             for (int m = 0; m < M; m++) {
-                vf token = load(x[m] + i + u * W);
+                vf token = in_register(load(x[m] + i + u * W));
                 UNROLLED
                 for (int n = 0; n < N; n++) total[u][m][n] += token * row[n];
             }

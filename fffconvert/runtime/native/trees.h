@@ -70,6 +70,7 @@ struct Item {
 // The tokens that a thread works on together, few enough for its cache.
 struct Block {
     static constexpr int64_t SIZE = 256;
+    static constexpr int64_t SORTED_SIZE = 64;  // sorted tokens share most rows already: better nearer to the core
     int64_t count;
     const float* x[SIZE];
     float* scores[SIZE];  // of one tree: [levels]
@@ -80,13 +81,14 @@ struct Block {
 // guess wrong. The items stay sorted as far as they were.
 template <class R>
 void descend_apart(const Tree<R>& tree, const Block& block, Item* items, int64_t level) {
+    auto item = [&](int64_t i) { return items + least(i, block.count - 1); };
     for (int64_t i = 0; i < block.count; i += TILE) {
         const float* x[TILE];
         const R* rows[TILE];
         Item* tile[TILE];
         UNROLLED
         for (int m = 0; m < TILE; m++) {
-            tile[m] = items + least(i + m, block.count - 1);
+            tile[m] = item(i + m);
             x[m] = block.x[tile[m]->token];
             rows[m] = tree.in.data + tile[m]->node * tree.d_in;
         }

@@ -61,6 +61,18 @@ inline float scalar(bf16 v) {
     return f;
 }
 
+// Keep a value in a register: the compiler would rather read memory again for every use.
+inline vf in_register(vf v) {
+#if VEC_BYTES == 64
+    asm("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
+
 inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 inline uint16_t round_to_bf16(float f) {
     uint32_t bits;
