@@ -31,7 +31,8 @@ INSTRUCTION_SET = "FFFCONVERT_INSTRUCTION_SET"
 MISSING = "the native kernels were not built: install a C++ compiler (GCC or Clang) and reinstall fffconvert"
 
 _ROW_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-_IO_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+IO_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""Types of inputs that the kernels take."""
 _ACTIVATIONS = {name: index for index, name in enumerate(ACTIVATIONS)}
 _LIBRARY_NAME = {"darwin": "libfffcmm.dylib", "win32": "fffcmm.dll"}.get(sys.platform, "libfffcmm.so")
 
@@ -149,7 +150,7 @@ def _gomp_parallel() -> int | None:
 
 def takes(x: Tensor, weights: Weights) -> bool:
     """Whether the kernels compute this; warns once if that is for want of the library."""
-    if x.dtype not in _IO_TYPES or weights.in_weight.dtype not in _ROW_TYPES:
+    if x.dtype not in IO_TYPES or weights.in_weight.dtype not in _ROW_TYPES:
         return False
     if library() is None:
         _warn_missing()
@@ -222,7 +223,7 @@ class PreparedLayer:
             stride,
             tokens,
             y.data_ptr(),
-            _IO_TYPES[x.dtype],
+            IO_TYPES[x.dtype],
             None if logits is None else logits.data_ptr(),
             None if leaf is None else leaf.data_ptr(),
             torch.get_num_threads(),
