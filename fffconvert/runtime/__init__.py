@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fffconvert.runtime import cpu
 from fffconvert.runtime.activations import ACTIVATIONS, Activation
 from fffconvert.runtime.inference import Inference
 from fffconvert.runtime.ops import cmm, cmm_inference

@@ -1,7 +1,7 @@
-"""The native CPU kernels, called through ctypes with data pointers, as the ops' implementation on CPU tensors.
+"""The native CPU kernels, called through ctypes with data pointers: the ops' implementation on CPU tensors.
 
-What the kernels do not take (float64 and float16, no library, gradients of leaf blocks or of rows that are not
-float32) the reference computes.
+What the kernels do not take (float64 and float16, no library, gradients of leaf blocks or of rows that are
+not float32) the reference computes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _LIBRARY_NAME = {"darwin": "libfffcmm.dylib", "win32": "fffcmm.dll"}.get(sys.pla
 
 
 class _Rows(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("scale", ctypes.c_void_p)]  # noqa: RUF012
+    _fields_ = [("data", ctypes.c_void_p), ("scale", ctypes.c_void_p)]
 
 
 class _Layer(ctypes.Structure):
     """`fff_layer` of native/cmm.h."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_int64) for name in ("trees", "depth", "branches", "leaf_width", "d_in", "d_out")),
         ("activation", ctypes.c_int64),
         ("row_type", ctypes.c_int64),
@@ -64,7 +64,7 @@ class _Layer(ctypes.Structure):
 class _Gradients(ctypes.Structure):
     """`fff_gradients` of native/cmm.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "in_weight", "in_bias", "out_weight", "constant")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "in_weight", "in_bias", "out_weight", "constant")]
 
 
 @functools.cache
@@ -139,7 +139,9 @@ def _gomp_parallel() -> int | None:
     maps = Path("/proc/self/maps")
     if not maps.is_file():
         return None
-    loaded = {line.split()[-1] for line in maps.read_text().splitlines() if re.search(r"/lib(g|i)?omp[^/]*$", line)}
+    loaded = {
+        line.split()[-1] for line in maps.read_text().splitlines() if re.search(r"/lib(g|i)?omp[^/]*$", line)
+    }
     for path in sorted(loaded, key=lambda path: "torch" not in path):
         try:
             return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
@@ -178,17 +180,17 @@ class PreparedLayer:
     def __init__(self, bias: Tensor | None, weights: Weights, scales: Scales, activation: str) -> None:
         lib = library()
         assert lib is not None, "asked `takes` first"
-        self._forward = lib.fff_forward
+        self._forward, self._backward = lib.fff_forward, lib.fff_backward
         self._kept: list[Tensor] = []
-        self.d_out = weights.out_weight.shape[2]
-        self.d_in = weights.in_weight.shape[2]
+        self.d_in, self._d_out = weights.in_weight.shape[2], weights.out_weight.shape[2]
+        self._square = self.d_in == self._d_out
         layer = self._layer = _Layer(
             trees=weights.in_weight.shape[0],
             depth=weights.depth,
             branches=weights.branches,
             leaf_width=0 if weights.leaf_out_weight is None else weights.leaf_out_weight.shape[2],
             d_in=self.d_in,
-            d_out=self.d_out,
+            d_out=self._d_out,
             activation=_ACTIVATIONS[activation],
             row_type=_ROW_TYPES[weights.in_weight.dtype],
             bias=self._pointer(bias, torch.float32),
@@ -199,7 +201,7 @@ class PreparedLayer:
             else:
                 scale = self._pointer(getattr(scales, name), torch.float32)
                 setattr(layer, name, _Rows(self._pointer(tensor, weights.in_weight.dtype), scale))
-        self.address = ctypes.addressof(layer)
+        self._address = ctypes.addressof(layer)
 
     def _pointer(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:
         if tensor is None:
@@ -210,18 +212,19 @@ class PreparedLayer:
 
     def __call__(self, x: Tensor, logits: Tensor | None = None, leaf: Tensor | None = None) -> Tensor:
         """Compute y: [..., d_out] from x: [..., d_in]; fill `logits` and `leaf` where they are given."""
-        shape = x.shape
-        if len(shape) == 2 and x.stride(1) == 1:
-            tokens, stride = shape[0], x.stride(0)
-        else:
-            x = x.contiguous()
-            tokens, stride = x.numel() // self.d_in, self.d_in
-        y = torch.empty((*shape[:-1], self.d_out), dtype=x.dtype)
+        stride = self.d_in
+        if not x.is_contiguous():
+            if x.dim() == 2 and x.stride(1) == 1:
+                stride = x.stride(0)
+            else:
+                x = x.contiguous()
+        alike = self._square and stride == self.d_in
+        y = torch.empty_like(x) if alike else x.new_empty((*x.shape[:-1], self._d_out))
         self._forward(
-            self.address,
+            self._address,
             x.data_ptr(),
             stride,
-            tokens,
+            x.numel() // self.d_in,
             y.data_ptr(),
             IO_TYPES[x.dtype],
             None if logits is None else logits.data_ptr(),
@@ -229,6 +232,28 @@ class PreparedLayer:
             torch.get_num_threads(),
         )
         return y
+
+    def backward(self, arguments: Sequence[Tensor], tokens: int, gradients: Sequence[Tensor]) -> None:
+        """Add the gradients along the paths taken to `gradients`.
+
+        Args:
+            arguments: grad_y, grad_logits, x, logits and leaf, all contiguous.
+            tokens: How many.
+            gradients: Of x, and of each of the weights there are; the latter hold zeros.
+        """
+        grad_y, grad_logits, x, logits, leaf = (tensor.data_ptr() for tensor in arguments)
+        results = _Gradients(*(tensor.data_ptr() for tensor in gradients))
+        self._backward(
+            self._address,
+            grad_y,
+            grad_logits,
+            x,
+            tokens,
+            logits,
+            leaf,
+            ctypes.addressof(results),
+            torch.get_num_threads(),
+        )
 
 
 @torch.library.impl("fffconvert::cmm", "cpu")
@@ -264,23 +289,7 @@ def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) ->
     if weights.leaf_block is not None or not float32 or not takes(x, weights):
         with torch.autocast("cpu", enabled=False):
             return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation)
-    layer = PreparedLayer(None, weights, Scales(), activation)
     grads = [torch.empty(x.shape), *(torch.zeros(w.shape) for w in weights if w is not None)]
     arguments = [tensor.contiguous() for tensor in (grad_y, grad_logits, x, logits, leaf)]
-    grad_y, grad_logits, x, logits, leaf = arguments
-    gradients = _Gradients(*_pointers(grads))
-    lib = library()
-    assert lib is not None
-    lib.fff_backward(
-        layer.address,
-        *_pointers([grad_y, grad_logits, x]),
-        len(x),
-        *_pointers([logits, leaf]),
-        ctypes.addressof(gradients),
-        torch.get_num_threads(),
-    )
+    PreparedLayer(None, weights, Scales(), activation).backward(arguments, len(x), grads)
     return grads
-
-
-def _pointers(tensors: Sequence[Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]

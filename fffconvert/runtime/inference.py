@@ -17,8 +17,8 @@ from fffconvert.runtime.rows import store_rows
 class Inference:
     """Backend and row type of one layer, and what was prepared for them.
 
-    Never saved, and prepared anew in a copy of the layer. What is prepared follows the parameters: rows of the
-    parameters' own type are read where they lie, others are stored again when a parameter has changed.
+    Never saved, and prepared anew in a copy of the layer. What is prepared follows the parameters: rows of
+    the parameters' own type are read where they lie, others are stored again when a parameter has changed.
 
     Args:
         backend: "auto" for the best that takes a call's tensors, "reference", or "dense".
@@ -43,8 +43,7 @@ class Inference:
         self,
         x: Tensor,
         parameters: Mapping[str, Tensor | None],
-        weights: Callable[[], Weights],
-        bias: Tensor,
+        weights: Callable[[], tuple[Weights, Tensor]],
         activation: str,
     ) -> Tensor:
         """Compute the trees and the output bias.
@@ -52,8 +51,7 @@ class Inference:
         Args:
             x: [..., d_in]
             parameters: All parameters of the layer, to see when they change.
-            weights: Gives the trees.
-            bias: [d_out]
+            weights: Gives the trees and the output bias, [d_out].
             activation: A key of `ACTIVATIONS`.
 
         Returns:
@@ -62,15 +60,17 @@ class Inference:
         if self.dense is not None:
             result: Tensor = self.dense(x)
             return result
-        if not _eager(x):
-            return self._through_op(x, weights(), bias, activation)
-        state = _state(parameters, versions=self.dtype is not None)
-        if state != self._state:
-            self._prepare(x, weights(), bias, activation)
-            self._state = state
-        if self._native is not None and x.dtype in cpu.IO_TYPES and x.shape[-1] == self._native.d_in:
-            return self._native(x)
-        return self._through_op(x, weights(), bias, activation)
+        if _eager(x):
+            state = [p.data_ptr() for p in parameters.values() if p is not None]
+            if self.dtype is not None:
+                state += _versions(parameters)
+            if state != self._state:
+                self._prepare(x, *weights(), activation)
+                self._state = state
+            native = self._native
+            if native is not None and x.dtype in cpu.IO_TYPES and x.size(-1) == native.d_in:
+                return native(x)
+        return self._through_op(x, *weights(), activation)
 
     def _prepare(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> None:
         self._native = self._stored = None
@@ -98,14 +98,12 @@ def _eager(x: Tensor) -> bool:
         type(x) is Tensor
         and x.is_cpu
         and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0  # type: ignore[attr-defined]
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # type: ignore[attr-defined]
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and not torch._C._get_tracing_state()
     )
 
 
-def _state(parameters: Mapping[str, Tensor | None], versions: bool) -> list[Any]:
-    """Differs when a parameter lies elsewhere, and with `versions` when one was written to."""
-    present = [p for p in parameters.values() if p is not None]
-    state = [p.data_ptr() for p in present]
-    return state + [0 if p.is_inference() else p._version for p in present] if versions else state
+def _versions(parameters: Mapping[str, Tensor | None]) -> list[int]:
+    """Differ when a parameter was written to."""
+    return [0 if p.is_inference() else p._version for p in parameters.values() if p is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -99,9 +98,7 @@ class FFFLayer(nn.Module):
 
     def _infer(self, x: Tensor) -> Tensor:
         parameters = self._parameters
-        y = self.inference(
-            x, parameters, self._weights, cast(Tensor, parameters["fff_bias"]), self.spec.activation
-        )
+        y = self.inference(x, parameters, self._weights, self.spec.activation)
         trunk_in, trunk_out = parameters["fff_trunk_in"], parameters["fff_trunk_out"]
         if trunk_in is not None and trunk_out is not None and self.inference.dense is None:
             y += x @ trunk_in.T @ trunk_out
@@ -122,8 +119,8 @@ class FFFLayer(nn.Module):
             self.fff_leaf_out_weight,
         )
 
-    def _weights(self) -> Weights:
-        return self.weights
+    def _weights(self) -> tuple[Weights, Tensor]:
+        return self.weights, self.fff_bias
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""

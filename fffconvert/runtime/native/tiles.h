@@ -59,7 +59,7 @@ inline void dots(int64_t count, const float* const* x, const R* const* w, int64_
 
 // s[m] = <x[m], w[m]>: each token of a tile with a row of its own.
 template <class R>
-inline void own_dots(const float* const* x, const R* const* w, int64_t d, float* s) {
+inline void own_dots(const float* const* x, const R* const* w, int64_t d, float (*s)[1]) {
     vf total[TILE] = {};
     int64_t i = 0;
     for (; i + W <= d; i += W)
@@ -69,7 +69,7 @@ inline void own_dots(const float* const* x, const R* const* w, int64_t d, float*
     for (int m = 0; m < TILE; m++) {
         float rest = 0;
         for (int64_t j = i; j < d; j++) rest += x[m][j] * scalar(w[m][j]);
-        s[m] = sum(total[m]) + rest;
+        s[m][0] = sum(total[m]) + rest;
     }
 }
 

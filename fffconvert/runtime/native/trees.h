@@ -77,28 +77,38 @@ struct Block {
     float* y[SIZE];
 };
 
+// Start to bring a row into the cache.
+template <class R>
+void fetch(const R* row, int64_t d) {
+    for (int64_t i = 0; i < d; i += 64 / int64_t(sizeof(R))) __builtin_prefetch(row + i);
+}
+
 // Go one level down where hardly two tokens share a node: tile by tile, with no decision that the processor could
 // guess wrong. The items stay sorted as far as they were.
 template <class R>
 void descend_apart(const Tree<R>& tree, const Block& block, Item* items, int64_t level) {
-    auto item = [&](int64_t i) { return items + least(i, block.count - 1); };
+    const int64_t d = tree.d_in;
     for (int64_t i = 0; i < block.count; i += TILE) {
+        const int64_t count = least(TILE, block.count - i);
         const float* x[TILE];
         const R* rows[TILE];
-        Item* tile[TILE];
-        UNROLLED
-        for (int m = 0; m < TILE; m++) {
-            tile[m] = item(i + m);
-            x[m] = block.x[tile[m]->token];
-            rows[m] = tree.in.data + tile[m]->node * tree.d_in;
-        }
-        float s[TILE];
-        own_dots(x, rows, tree.d_in, s);
-        const int64_t count = least(TILE, block.count - i);
         for (int64_t m = 0; m < count; m++) {
-            const int32_t node = tile[m]->node;
-            s[m] = block.scores[tile[m]->token][level] = tree.in.scaled(node, s[m]) + tree.in_bias[node];
-            tile[m]->node = 2 * node + 1 + (s[m] > 0);
+            x[m] = block.x[items[i + m].token];
+            rows[m] = tree.in.data + items[i + m].node * d;
+        }
+        float s[TILE][1];
+        if (count == TILE) own_dots(x, rows, d, s);
+        else
+            for (int64_t m = 0; m < count; m++) dots<1, 1>(x + m, rows + m, d, s + m);
+        for (int64_t m = 0; m < count; m++) {
+            Item& item = items[i + m];
+            const float score = tree.in.scaled(item.node, s[m][0]) + tree.in_bias[item.node];
+            block.scores[item.token][level] = score;
+            const int64_t right = score > 0;
+            // Few tokens wait for memory at every level; their output rows can come meanwhile.
+            if (block.count < TILE)
+                fetch(tree.out.data + (tree.branches == 2 ? 2 * item.node + right : item.node) * tree.d_out, tree.d_out);
+            item.node = int32_t(2 * item.node + 1 + right);
         }
     }
 }
