@@ -142,8 +142,9 @@ def kept_memory() -> Iterator[bool]:
 
     Yields whether that can be asked for: only of glibc. Its thresholds no longer adapt afterwards.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    library = ctypes.CDLL(None)
+    mallopt, trim = (getattr(library, name, None) for name in ("mallopt", "malloc_trim"))
+    if mallopt is None or trim is None:
         yield False
         return
     kept = bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
@@ -152,3 +153,4 @@ def kept_memory() -> Iterator[bool]:
     finally:
         mallopt(_MMAP_MAX, _MMAP_DEFAULT)
         mallopt(_TRIM_THRESHOLD, FRESH_BYTES)
+        trim(0)
