@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fffconvert.runtime import Weights, cmm
+from fffconvert.runtime import Weights, reference
 from fffconvert.runtime.reference import Scales
 from fffconvert.tree import FFFLayer
 
@@ -63,10 +63,10 @@ def truth(layer: FFFLayer, dtype: str, x: Tensor) -> Truth:
         stored = with_stored_rows(layer, dtype)
         precise = copy.deepcopy(stored).double()
         kept, leaf = clear_of_noise(stored, x)
-        y = precise(x.double())[kept]
-        plain = stored(x).double()[kept]
-        _, _, unrounded = cmm(x, layer.weights, layer.spec.activation)
-    error, size = (float(t.abs().max()) if y.numel() else 0.0 for t in (plain - y, y))
+        y, _ = _compute(precise, x.double()[kept])
+        plain, _ = _compute(stored, x[kept])
+        _, unrounded = _compute(layer, x)
+    error, size = (float(t.abs().max()) if y.numel() else 0.0 for t in (plain.double() - y, y))
     limit = 2 * error + EPS * math.sqrt(layer.spec.d_in) * size
     return Truth(y, kept, limit, float((leaf == unrounded).double().mean()))
 
@@ -87,7 +87,7 @@ def clear_of_noise(layer: FFFLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     with torch.no_grad():
         weights = copy.deepcopy(layer).double().weights
-        _, logits, leaf = cmm(x.double(), weights, layer.spec.activation)
+        _, logits, leaf = reference.forward(x.double(), weights, layer.spec.activation)
         kept = (logits.abs() > _noise(x, weights, leaf)).flatten(1).all(1)
     out = len(x) - int(kept.sum())
     if out > MOST_LEFT_OUT * len(x):
@@ -128,6 +128,15 @@ def with_stored_rows(layer: FFFLayer, dtype: str) -> FFFLayer:
         if parameter is not None:
             parameter.data = _round(parameter.data, dtype)
     return stored
+
+
+def _compute(layer: FFFLayer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and leaves in plain torch: the op itself may run on the very backend that is checked."""
+    y, _, leaf = reference.forward(x, layer.weights, layer.spec.activation)
+    y = y + layer.fff_bias
+    if layer.fff_trunk_in is not None and layer.fff_trunk_out is not None:
+        y = y + x @ layer.fff_trunk_in.T @ layer.fff_trunk_out
+    return y, leaf
 
 
 def _round(rows: Tensor, dtype: str) -> Tensor:

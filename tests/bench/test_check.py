@@ -62,6 +62,17 @@ def test_wrong_outputs_are_refused(spoil):
         check.largest_error(spoil(layer(x)), check.truth(layer, "float32", x), "spoilt")
 
 
+def test_the_op_has_no_part_in_the_truth(monkeypatch):
+    layer, x = draw(SPECS["everything"])
+    expected = check.truth(layer, "int8", x)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the truth came from the op, which may run on the backend that is checked")
+
+    monkeypatch.setattr("fffconvert.tree.layer.cmm", fail)
+    assert torch.equal(check.truth(layer, "int8", x).y, expected.y)
+
+
 def test_tokens_with_a_logit_of_zero_are_left_out():
     layer, x = draw(SPECS["paper"])
     with torch.no_grad():
