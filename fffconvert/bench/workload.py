@@ -94,7 +94,9 @@ def workloads(settings: LayerBench) -> Iterator[Workload]:
     for trees, depth in settings.forests:
         yield random_workload(FFFSpec(d_model, d_model, depth, trees), d_hidden, settings.seed)
     if source:
-        yield from source.workloads(settings.forests)
+        for workload in source.workloads(settings.forests):
+            workload.batches(max(settings.tokens), settings.seed)  # refuses too many before anything is timed
+            yield workload
 
 
 def random_workload(spec: FFFSpec, d_hidden: int, seed: int) -> Workload:

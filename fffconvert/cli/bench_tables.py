@@ -84,7 +84,8 @@ def summary(members: Iterable[Row]) -> Table:
     table = Table(title="geometric mean over the token counts (smallest)", title_justify="left")
     columns = ("layer", "inputs", "backend", "dtype", "threads", "vs block", "vs tree_size", "same dtype")
     for column in (*columns, "vs masked", "bound by counting", "share of it"):
-        table.add_column(column, justify="left" if column in ("inputs", "backend", "dtype") else "right")
+        left = column in ("inputs", "backend", "dtype")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     for row in members:
         same = "vs_int8_dense" if row["dtype"] == "int8" else "vs_bfloat16_dense"
         table.add_row(
