@@ -24,6 +24,7 @@ ORDER = [
     "surgery",
     "hub",
     "convert",
+    "bench",
     "inspection",
     "demo_pairs",
     "demo",
