@@ -24,6 +24,7 @@ ORDER = [
     "surgery",
     "hub",
     "convert",
+    "deploy",
     "bench",
     "inspection",
     "demo_pairs",

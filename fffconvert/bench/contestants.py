@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from fffconvert.bench import dense
 from fffconvert.bench.settings import LayerBench
 from fffconvert.bench.timing import Contestant
 from fffconvert.bench.workload import Workload
-from fffconvert.errors import FFFError
+from fffconvert.deploy import deploy
 from fffconvert.tree import FFFLayer
 
 DENSE = ("block", "tree_size")
@@ -98,27 +96,9 @@ def try_compiled(module: nn.Module, x: Tensor, name: str, problems: list[str]) -
 def layers(workload: Workload, settings: LayerBench) -> dict[tuple[str, str], FFFLayer]:
     """The layer, deployed on each backend with each row type."""
     return {
-        (backend, dtype): deployed(copy.deepcopy(workload.layer), backend, dtype)
+        (backend, dtype): deploy(copy.deepcopy(workload.layer), backend, dtype)
         for backend, dtype in settings.variants
     }
-
-
-def deployed(layer: FFFLayer, backend: str, dtype: str) -> FFFLayer:
-    """The layer on a backend.
-
-    Raises:
-        FFFError: This release has no such backend.
-    """
-    try:
-        module: Any = importlib.import_module("fffconvert.deploy")
-    except ModuleNotFoundError:
-        if (backend, dtype) != ("reference", "float32"):
-            raise FFFError(
-                f"backend {backend} with {dtype} rows cannot be deployed by this release"
-            ) from None
-        return layer
-    done: FFFLayer = module.deploy(layer, backend=backend, dtype=dtype)
-    return done
 
 
 def _first_line(error: Exception) -> str:

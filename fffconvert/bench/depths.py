@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from fffconvert.bench import check
-from fffconvert.bench.contestants import deployed
 from fffconvert.bench.settings import LayerBench
 from fffconvert.bench.timing import Contestant, measure
 from fffconvert.bench.workload import PAPER_SHAPE, random_workload
+from fffconvert.deploy import deploy
 from fffconvert.plan import FFFSpec
 
 DEPTHS = range(4, 16)
@@ -39,7 +39,7 @@ def sweep(settings: LayerBench, depths: Sequence[int] = DEPTHS) -> list[dict[str
     rows = []
     for depth in tqdm(depths, desc="depths", disable=None):
         workload = random_workload(FFFSpec(d, d, depth), 1, settings.seed)
-        layer = deployed(random_workload(FFFSpec(d, d, depth), 1, settings.seed).layer, backend, dtype)
+        layer = deploy(random_workload(FFFSpec(d, d, depth), 1, settings.seed).layer, backend, dtype)
         for tokens in settings.plot_tokens:
             batches = workload.batches(tokens, settings.seed)
             some = torch.cat(batches[:64])[:64] if tokens < 64 else batches[0]

@@ -23,6 +23,7 @@ from torch import Tensor
 from fffconvert.errors import FFFError
 from fffconvert.runtime import reference
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.backend import Backend
 from fffconvert.runtime.ops import check_arguments, check_inference_arguments, split_inference_arguments
 from fffconvert.runtime.reference import Scales, Weights
 
@@ -102,6 +103,16 @@ def instruction_set() -> str | None:
     """The instruction set whose kernels run; None without a library."""
     lib = library()
     return None if lib is None else str(lib.fff_instruction_set().decode())
+
+
+def status() -> Backend:
+    """Whether the kernels run here, and on which instruction set."""
+    if library() is None:
+        return Backend("cpu", False, f"{MISSING}; the reference is used")
+    others = ", ".join(instruction_sets())
+    return Backend(
+        "cpu", True, f"native kernels for {instruction_set()} (of {others}; {INSTRUCTION_SET} forces one)"
+    )
 
 
 def use_instruction_set(name: str) -> None:

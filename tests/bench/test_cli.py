@@ -54,8 +54,8 @@ def test_people_get_tables(more):
 
 
 def test_wrong_outputs_end_with_status_1(monkeypatch):
-    right = contestants.deployed
-    monkeypatch.setattr(contestants, "deployed", lambda layer, *rest: right(layer.apply(_spoil), *rest))
+    right = contestants.deploy
+    monkeypatch.setattr(contestants, "deploy", lambda layer, *rest: right(layer.apply(_spoil), *rest))
     result = run(*QUICK)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1].startswith("fffconvert: WrongOutputError: backend reference")

@@ -101,7 +101,7 @@ def test_the_machine_is_described(found):
 
 
 def test_a_wrong_backend_stops_the_run(monkeypatch):
-    right = contestants.deployed
+    right = contestants.deploy
 
     def wrong(layer, backend, dtype):
         layer = right(layer, backend, dtype)
@@ -109,7 +109,7 @@ def test_a_wrong_backend_stops_the_run(monkeypatch):
             layer.fff_out_weight[0, 1] *= 1.001
         return layer
 
-    monkeypatch.setattr(contestants, "deployed", wrong)
+    monkeypatch.setattr(contestants, "deploy", wrong)
     with pytest.raises(WrongOutputError, match="backend reference with float32 rows"):
         bench_layer(LayerBench(**QUICK))
 
