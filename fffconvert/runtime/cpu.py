@@ -193,14 +193,14 @@ class PreparedLayer:
         assert lib is not None, "asked `takes` first"
         self._forward, self._backward = lib.fff_forward, lib.fff_backward
         self._kept: list[Tensor] = []
-        self.d_in, self._d_out = weights.in_weight.shape[2], weights.out_weight.shape[2]
-        self._square = self.d_in == self._d_out
+        self._d_in, self._d_out = weights.in_weight.shape[2], weights.out_weight.shape[2]
+        self._square = self._d_in == self._d_out
         layer = self._layer = _Layer(
             trees=weights.in_weight.shape[0],
             depth=weights.depth,
             branches=weights.branches,
             leaf_width=0 if weights.leaf_out_weight is None else weights.leaf_out_weight.shape[2],
-            d_in=self.d_in,
+            d_in=self._d_in,
             d_out=self._d_out,
             activation=_ACTIVATIONS[activation],
             row_type=_ROW_TYPES[weights.in_weight.dtype],
@@ -221,21 +221,25 @@ class PreparedLayer:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
+    def takes(self, x: Tensor) -> bool:
+        """Whether x has a type and width that fit."""
+        return x.dtype in IO_TYPES and x.size(-1) == self._d_in
+
     def __call__(self, x: Tensor, logits: Tensor | None = None, leaf: Tensor | None = None) -> Tensor:
         """Compute y: [..., d_out] from x: [..., d_in]; fill `logits` and `leaf` where they are given."""
-        stride = self.d_in
+        stride = self._d_in
         if not x.is_contiguous():
             if x.dim() == 2 and x.stride(1) == 1:
                 stride = x.stride(0)
             else:
                 x = x.contiguous()
-        alike = self._square and stride == self.d_in
+        alike = self._square and stride == self._d_in
         y = torch.empty_like(x) if alike else x.new_empty((*x.shape[:-1], self._d_out))
         self._forward(
             self._address,
             x.data_ptr(),
             stride,
-            x.numel() // self.d_in,
+            x.numel() // self._d_in,
             y.data_ptr(),
             IO_TYPES[x.dtype],
             None if logits is None else logits.data_ptr(),

@@ -67,9 +67,8 @@ class Inference:
             if state != self._state:
                 self._prepare(x, *weights(), activation)
                 self._state = state
-            native = self._native
-            if native is not None and x.dtype in cpu.IO_TYPES and x.size(-1) == native.d_in:
-                return native(x)
+            if self._native is not None and self._native.takes(x):
+                return self._native(x)
         return self._through_op(x, *weights(), activation)
 
     def _prepare(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> None:
@@ -92,16 +91,16 @@ class Inference:
         return compute(tokens, bias, stored, scales, activation).view(*x.shape[:-1], -1)
 
 
-def _eager(x: Tensor) -> bool:
+def _eager(
+    x: Tensor,
+    # Bound once: each look-up costs as much as the question itself, and one token is computed in 4 µs.
+    compiling: Callable[[], bool] = torch.compiler.is_compiling,
+    modes: Callable[[], int] = torch._C._len_torch_dispatch_stack,
+    wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor,
+    tracing: Callable[[], object] = torch._C._get_tracing_state,
+) -> bool:
     """Whether a plain CPU tensor is computed now, with nobody looking on: no compiler, tracer or mode."""
-    return (
-        type(x) is Tensor
-        and x.is_cpu
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-        and not torch._C._get_tracing_state()
-    )
+    return type(x) is Tensor and x.is_cpu and not (compiling() or modes() or wrapped(x) or tracing())
 
 
 def _versions(parameters: Mapping[str, Tensor | None]) -> list[int]:
