@@ -5,10 +5,12 @@ import json
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from typer.testing import CliRunner
 
 import fffconvert as fff
+from fffconvert.cli import app
 from fffconvert.errors import FFFError
 from fffconvert.plan import FFFSpec
 from fffconvert.runtime import cpu
@@ -133,17 +135,32 @@ def test_a_model_without_layers_is_refused():
         fff.deploy(nn.Linear(2, 2))
 
 
-def test_the_command_lists_every_layer(tmp_path):
-    transformers = pytest.importorskip("transformers")
+def tiny_bert(**options):
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
     )
     model = transformers.BertModel(config).eval()
     batch = {"input_ids": torch.randint(0, 50, (4, 32))}
-    fff.convert(model, depth=2, calibration=[batch] * 4, example_inputs=batch)
-    model.save_pretrained(tmp_path / "fff")
-    from fffconvert.cli import app
+    return fff.convert(model, calibration=[batch] * 4, example_inputs=batch, **options), batch
 
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_whole_model_compiles_and_exports(dtype):
+    model, batch = tiny_bert(depth=3, trunk=2)
+    fff.deploy(model, dtype=dtype)
+    with torch.no_grad():
+        expected = model(**batch).last_hidden_state
+        compiled = torch.compile(model, fullgraph=True)
+        torch.testing.assert_close(compiled(**batch).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+        program = torch.export.export(model, (), batch)
+        exported = program.module()(**batch).last_hidden_state
+    torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-4)
+    assert "fffconvert.cmm_inference" in program.graph_module.print_readable(print_output=False)
+
+
+def test_the_command_lists_every_layer(tmp_path):
+    model, _ = tiny_bert(depth=2)
+    model.save_pretrained(tmp_path / "fff")
     done = CliRunner().invoke(app, ["deploy", str(tmp_path / "fff"), "--dtype", "int8", "--json"])
     assert done.exit_code == 0, done.output
     layers = json.loads(done.stdout)["layers"]
