@@ -144,10 +144,11 @@ def tiny_bert(**options):
     return fff.convert(model, calibration=[batch] * 4, example_inputs=batch, **options), batch
 
 
+@native
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_a_whole_model_compiles_and_exports(dtype):
     model, batch = tiny_bert(depth=3, trunk=2)
-    fff.deploy(model, dtype=dtype)
+    fff.deploy(model, "cpu", dtype)
     with torch.no_grad():
         expected = model(**batch).last_hidden_state
         compiled = torch.compile(model, fullgraph=True)
