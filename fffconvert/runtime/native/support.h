@@ -10,7 +10,7 @@ namespace fff {
 void parallel(int64_t count, void (*run)(void* data, int64_t part), void* data);
 
 // Memory of the calling thread for one purpose, kept from call to call; aligned to a cache line.
-enum class Purpose { scores, order, sorted, block_items, block_spare, block_x, block_y, hidden, terms, factors, counts };
+enum class Purpose { scores, order, sorted, block_items, block_spare, block_x, block_y, values, hidden, terms, factors, counts };
 void* scratch(Purpose purpose, size_t bytes);
 
 // Ask for huge pages under a large output that was just allocated: its first touch costs more than the kernel.

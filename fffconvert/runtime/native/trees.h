@@ -171,11 +171,19 @@ void descend(const Tree<R>& tree, const Block& block, Item* items, Item* spare, 
     }
 }
 
-// Activations of a tile's scores, times the scales of the rows that they are for.
-struct Factors {
-    static constexpr int64_t LEVELS = 64;
-    float of[TILE][LEVELS];
-};
+// The activations of a block's scores: [count, padded levels]. All are copied before the first is used: reading
+// back at once what was written in smaller pieces stalls the processor.
+inline const float* activations(const fff_layer& layer, const Block& block, const Item* items, int64_t levels,
+                                int64_t padded) {
+    float* values = scratch<float>(Purpose::values, Block::SIZE * padded);
+    for (int64_t i = 0; i < block.count; i++) {
+        const float* scores = block.scores[items[i].token];
+        for (int64_t k = 0; k < levels; k++) values[i * padded + k] = scores[k];
+        for (int64_t k = levels; k < padded; k++) values[i * padded + k] = 0;
+    }
+    activate(layer.activation, values, block.count * padded);
+    return values;
+}
 
 // Add the path rows, the constant and the leaf block's rows of the items' leaves to y (or set y, if `first`).
 //
@@ -184,7 +192,8 @@ template <class R>
 void add_outputs(const fff_layer& layer, const Tree<R>& tree, const Block& block, const Item* items,
                  const float* hidden, bool first) {
     const int64_t width = hidden ? layer.leaf_width : 0;
-    const int64_t levels = tree.levels;
+    const int64_t levels = tree.levels, padded = (levels + W - 1) / W * W;
+    const float* values = activations(layer, block, items, levels, padded);
     Terms<R> terms;
     terms.shared = scratch<const R*>(Purpose::terms, levels + 1 + width);
     terms.shared_factor = scratch<float[TILE]>(Purpose::factors, levels + 1 + width);
@@ -196,13 +205,9 @@ void add_outputs(const fff_layer& layer, const Tree<R>& tree, const Block& block
             if (items[i + m].node != items[i].node) count = m;
         int64_t differ = 0;  // bits of the leaves in which the tile's tokens are not all alike
         for (int64_t m = 1; m < count; m++) differ |= leaf ^ (items[i + m].node - tree.nodes);
-        alignas(VEC_BYTES) float factors[TILE][32] = {};
         float* y[TILE];
         const float* start[TILE];
         for (int64_t m = 0; m < count; m++) {
-            const float* scores = block.scores[items[i + m].token];
-            for (int64_t k = 0; k < levels; k++) factors[m][k] = scores[k];
-            activate(layer.activation, factors[m], levels);
             y[m] = block.y[items[i + m].token];
             start[m] = first ? layer.bias : y[m];
         }
@@ -223,7 +228,7 @@ void add_outputs(const fff_layer& layer, const Tree<R>& tree, const Block& block
             }
         };
         for (int64_t k = 0; k < levels; k++)
-            add(tree.out, tree.branches == 2 ? tree.depth - k : levels - k, [&](int64_t l) { return tree.out_row(k, l); }, [&](int64_t m) { return factors[m][k]; });
+            add(tree.out, tree.branches == 2 ? tree.depth - k : levels - k, [&](int64_t l) { return tree.out_row(k, l); }, [&](int64_t m) { return values[(i + m) * padded + k]; });
         if (layer.constant.data) add(tree.constant, 0, [](int64_t l) { return l; }, [](int64_t) { return 1.f; });
         if (width) {
             const Rows<R> rows(layer.leaf_out, (tree.index * tree.leaves + leaf) * width, tree.d_out);

@@ -91,19 +91,14 @@ inline void store_scalar(float* p, float v) { *p = v; }
 inline void store_scalar(bf16* p, float v) { p->bits = round_to_bf16(v); }
 
 inline float sum(vf v) {
-#if VEC_BYTES == 64
-    typedef float half __attribute__((vector_size(32)));
-    half parts[2];
-    std::memcpy(parts, &v, sizeof v);
-    half h = parts[0] + parts[1];
-#elif VEC_BYTES == 32
-    auto h = v;
-#endif
     typedef float quarter __attribute__((vector_size(16)));
+#if VEC_BYTES == 64
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#elif VEC_BYTES == 32
+    __m256 half = (__m256)v;
+#endif
 #if VEC_BYTES >= 32
-    quarter quarters[2];
-    std::memcpy(quarters, &h, sizeof h);
-    quarter q = quarters[0] + quarters[1];
+    quarter q = (quarter)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 #else
     quarter q = v;
 #endif
