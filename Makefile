@@ -22,7 +22,7 @@ check: .venv/test check-native ## Style and types, and the native kernels under 
 check-native: .venv/test ## Build the native kernels with AddressSanitizer and UBSan, and run them
 	@if command -v c++ >/dev/null; then \
 		$(BIN)/cmake -S tests/runtime/native -B build/sanitized >/dev/null && \
-		$(BIN)/cmake --build build/sanitized --parallel 2 && build/sanitized/check_kernels; \
+		$(BIN)/cmake --build build/sanitized --parallel 2 >/dev/null && build/sanitized/check_kernels; \
 	else echo "no C++ compiler: the native kernels are not checked"; fi
 
 format: .venv/test ## Rewrite the sources in the project's style
