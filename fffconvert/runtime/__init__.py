@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from fffconvert.runtime import cuda
 from fffconvert.runtime.activations import ACTIVATIONS, Activation
 from fffconvert.runtime.ops import cmm, cmm_inference
 from fffconvert.runtime.reference import Scales, Weights
 
 __all__ = ["ACTIVATIONS", "Activation", "Scales", "Weights", "cmm", "cmm_inference"]
+
+cuda.register()

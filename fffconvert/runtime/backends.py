@@ -60,10 +60,12 @@ class Cpu:
 
 def backends() -> list[Backend]:
     """All backends that this release knows."""
+    from fffconvert.runtime.cupy_status import status  # which makes `Backend`s itself
+
     return [
         Backend("reference", True, "plain torch, on any device"),
         Backend("cpu", False, "this release brings no native CPU kernel; the reference is used"),
-        Backend("cupy", False, "this release brings no CUDA kernel; the reference is used"),
+        status(),
     ]
 
 
