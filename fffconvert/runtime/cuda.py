@@ -28,7 +28,7 @@ from fffconvert.runtime.cupy_steps import (
 from fffconvert.runtime.reference import Scales, Weights
 
 FEW_TOKENS = 1024
-"""Up to so many tokens, a block takes each of them through the whole layer. By counting bytes, not measured."""
+"""Up to so many tokens, a block takes each of them through the layer. By counting bytes, not measured."""
 LARGEST = 65535
 """Limit of the second and third axis of a grid."""
 

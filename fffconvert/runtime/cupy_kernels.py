@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,7 +103,7 @@ def sums_per_block(build: Build) -> int:
     return SUMS_OF_BLOCK // 2 if build.vector == 16 else SUMS_OF_BLOCK
 
 
-@lru_cache
+@cache
 def card(device: torch.device) -> Card:
     """Look up a device."""
     described = _cupy().cuda.Device(device.index or 0)
@@ -169,7 +169,7 @@ def launch(
         _kernel(index, build, name)(grid, (threads,), values, shared_mem=shared)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel(index: int, build: Build, name: str) -> Any:
     """Compile, or take from CuPy's cache on disk; called with the device current."""
     kernel = _module(index, build).get_function(name)
@@ -178,7 +178,7 @@ def _kernel(index: int, build: Build, name: str) -> Any:
     return kernel
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(index: int, build: Build) -> Any:
     return _cupy().RawModule(code=build.source, options=build.options)
 

@@ -6,7 +6,7 @@ import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -17,9 +17,9 @@ MAJORS = {"cupy-cuda12x": 12, "cupy-cuda13x": 13}
 """The CUDA that each of CuPy's distributions is built for."""
 
 
-@lru_cache
+@cache
 def status() -> Backend:
-    """Look for the driver, a device, and the CuPy that fits; does not start CUDA if one of them is missing."""
+    """Look for the driver, a device, and a CuPy that fits; does not start CUDA if one of them is missing."""
     missing = _missing()
     if missing is not None:
         return Backend("cupy", False, missing)

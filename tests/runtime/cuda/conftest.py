@@ -8,7 +8,7 @@ from fffconvert.runtime import cupy_kernels
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """Lets the launch code work on CPU tensors: the emulation in CuPy's place, and a number for the stream."""
+    """Lets the launch code work on CPU tensors: the emulation in CuPy's place, a number for the stream."""
     cupy = StandIn()
     monkeypatch.setattr(cupy_kernels, "_cupy", lambda: cupy)
     monkeypatch.setattr(cupy_kernels, "_stream", lambda device: cupy.stream)

@@ -4,6 +4,7 @@
 // are resumed in an order drawn from a seed, so that a missing barrier shows in the results. Blocks run one by one.
 
 #include <math.h>
+#include <setjmp.h>
 #include <string.h>
 #include <ucontext.h>
 
@@ -48,16 +49,19 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   void* fake_stack = nullptr;
   unsigned thread = 0;
-  bool done = false;
+  jmp_buf place;
+  bool started = false, done = false;
   uint64_t barriers = 0, collectives = 0;  // that it has arrived at
 };
 
 constexpr size_t STACK = 64 << 10;
-static ucontext_t scheduler;
 #if defined(__SANITIZE_ADDRESS__)
+static ucontext_t scheduler;
 static void* scheduler_fake_stack;
 static const void* scheduler_stack;
 static size_t scheduler_stack_size;
+#else
+static jmp_buf scheduler_place;
 #endif
 static std::vector<Fiber> fibers;
 static Fiber* current;
@@ -71,13 +75,15 @@ struct Exchange {
 static std::vector<Exchange> exchanges;
 static uint64_t barriers;  // arrivals at barriers, of all threads
 
-inline void to_scheduler() {
+// swapcontext asks the kernel for the signal mask each time, so it only starts fibers; then _setjmp switches. Under the
+// sanitizer, which wants to know of every switch, swapcontext does it all.
+[[gnu::noinline]] inline void to_scheduler() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(current->done ? nullptr : &current->fake_stack, scheduler_stack, scheduler_stack_size);
-#endif
   swapcontext(&current->context, &scheduler);
-#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(current->fake_stack, &scheduler_stack, &scheduler_stack_size);
+#else
+  if (!_setjmp(current->place)) _longjmp(scheduler_place, 1);
 #endif
 }
 
@@ -95,10 +101,12 @@ inline void resume(Fiber& fiber) {
   threadIdx = {fiber.thread, 0, 0};
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.get(), STACK);
-#endif
   swapcontext(&scheduler, &fiber.context);
-#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+#else
+  if (_setjmp(scheduler_place)) return;
+  if (std::exchange(fiber.started, true)) _longjmp(fiber.place, 1);
+  setcontext(&fiber.context);
 #endif
 }
 
@@ -109,7 +117,6 @@ inline bool may_run(const Fiber& fiber) {
 }
 
 inline bool run_block(unsigned threads, std::mt19937& random) {
-  fibers.clear();
   fibers.resize(threads);
   exchanges.assign(threads / 32, Exchange());
   barriers = 0;
@@ -117,7 +124,9 @@ inline bool run_block(unsigned threads, std::mt19937& random) {
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[i];
     turns[i] = fiber.thread = i;
-    fiber.stack.reset(new char[STACK]);
+    fiber.started = fiber.done = false;
+    fiber.barriers = fiber.collectives = 0;
+    if (!fiber.stack) fiber.stack.reset(new char[STACK]);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = STACK;

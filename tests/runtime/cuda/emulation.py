@@ -1,4 +1,4 @@
-"""A stand-in for CuPy that checks every launch as a GPU would, and runs the kernels' own source on the CPU."""
+"""A stand-in for CuPy that checks launches as a GPU would, and runs the kernels' own source on the CPU."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class StandIn:
         self.edit = lambda source: source
         self.cuda = SimpleNamespace(Device=self._device, ExternalStream=self._external_stream)
 
-    def RawModule(self, *, code: str, options: tuple[str, ...]) -> SimpleNamespace:  # noqa: N802
+    def RawModule(self, *, code: str, options: tuple[str, ...]) -> SimpleNamespace:
         self.modules += 1
         return SimpleNamespace(get_function=lambda name: Kernel(self, name, self.edit(code), options))
 
@@ -136,7 +136,7 @@ class Kernel:
         self.owner.launches.append(self.name)
 
     def _value(self, parameter: str, argument: object) -> np.ndarray:
-        """An argument as memory, as CuPy hands it over: integers have 64 bits, arrays of size 1 go by value."""
+        """An argument in memory, as CuPy hands it over: integers of 64 bits, arrays of size 1 by value."""
         if parameter.startswith("Rows "):
             assert isinstance(argument, np.ndarray)
             assert argument.size == 1
