@@ -31,20 +31,33 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="fffconvert-emulation-"))
 
 
+def kernel_names(source: str | None = None) -> set[str]:
+    """The kernels in a source; in all of it, if none is given."""
+    if source is None:
+        source = "".join(path.read_text("utf-8") for path in sorted(cupy_kernels.FOLDER.glob("*.cu")))
+    return set(
+        re.findall(r"^extern \"C\" __global__ void __launch_bounds__\(.*?\)\s+(\w+)\(", source, re.MULTILINE)
+    )
+
+
 @lru_cache
 def compiled(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
     machine = (cupy_kernels.FOLDER / "machine.cuh").read_text("utf-8")
     assert machine in source
     source = source.replace(machine, (HERE / "emulation.h").read_text("utf-8"))
+    if "FFF_PLANT" in os.environ:
+        correct, wrong = os.environ["FFF_PLANT"].split("|")
+        assert correct in source
+        source = source.replace(correct, wrong)
     names = re.findall(
         r"^extern \"C\" __global__ void __launch_bounds__\(.*?\)\s+(\w+)\(", source, re.MULTILINE
     )
     assert names
-    if "-DFFF_TENSOR=0" in options and "top_levels" in names:
-        names.remove("top_levels")
+    if "-DFFF_TENSOR=0" in options:
+        names.discard("top_levels")
     cases = "".join(
         f'  if (!strcmp(name, "{n}")) return emulation::launch({n}, arguments, grid, block, shared, seed);\n'
-        for n in names
+        for n in sorted(names)
     )
     source += (
         '\nextern "C" const char* run(const char* name, void** arguments, const unsigned* grid,\n'

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from emulation import COMPILER, SANITIZED, needs_compiler
+from emulation import COMPILER, SANITIZED, kernel_names, needs_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -99,7 +99,7 @@ def test_depths_around_a_round_of_levels(stand_in, use, few, tree_depth):
         assert_all_equal_reference(*draw_exact(21, dtype=dtype, d_in=8, d_out=8, trees=1, depth=tree_depth))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tokens=st.integers(1, 40),
     d_in=st.sampled_from([1, 3, 4, 8, 36, 132]),
@@ -247,6 +247,21 @@ def test_tokens_that_do_not_fit_shared_memory(stand_in, use, few):
     assert stand_in.launches[-1] == "sum_rows"
 
 
+def test_every_kernel_once(stand_in, use):
+    """What the address sanitizer watches: all kernels, with widths and numbers of tokens that leave rests."""
+    for few, width, dtype in (
+        (True, 36, torch.float32),
+        (False, 40, torch.bfloat16),
+        (False, 3, torch.float32),
+    ):
+        use(few)
+        shape = {"d_in": width, "d_out": width, "trees": 1, "depth": TOP_LEVELS}
+        assert_all_equal_reference(*draw_exact(CHUNK + 3, dtype=dtype, **shape, **EVERYTHING))
+    arguments = (*quantized(torch.float16), "relu")
+    assert torch.equal(cuda.inference(*arguments), reference.inference(*arguments))
+    assert set(stand_in.launches) == kernel_names()
+
+
 MUTATIONS = {
     "a branch taken too early": (
         "+ (s > 0.0f);\n      const int row",
@@ -287,18 +302,30 @@ def test_mistakes_planted_in_a_kernel_are_found(stand_in, use, correct, wrong, f
         assert_all_equal_reference(*operands)
 
 
+def run_sanitized(tests: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run tests of this file in a process that watches every access to memory."""
+    libraries = []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = [COMPILER, f"-print-file-name={name}"]
+        found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        if not os.path.isabs(found):
+            pytest.skip(f"the compiler has no {name}")
+        libraries.append(os.path.realpath(found))
+    environment |= {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "FFF_SANITIZE": "1"}
+    command = [sys.executable, "-m", "pytest", "-qs", "-n0", "-p", "no:cacheprovider", "-k", tests, __file__]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
 @pytest.mark.skipif(SANITIZED, reason="is the outer of two runs")
 def test_the_address_sanitizer_finds_nothing():
-    runtime = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True)
-    if not os.path.isabs(runtime.stdout.strip()):
-        pytest.skip("the compiler has no AddressSanitizer")
-    environment = os.environ | {
-        "LD_PRELOAD": runtime.stdout.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "FFF_SANITIZE": "1",
-    }
-    tests = "test_every_pair_of_types or test_int8_rows or test_tokens_that or test_any_number"
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", tests, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_sanitized("test_every_kernel_once")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "passed" in done.stdout
+
+
+@pytest.mark.skipif(SANITIZED, reason="is the outer of two runs")
+def test_the_address_sanitizer_finds_a_planted_access_beyond_a_row():
+    planted = "i < width; i += 32 * VECTOR|i <= width; i += 32 * VECTOR"
+    done = run_sanitized("test_every_kernel_once", FFF_PLANT=planted)
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stdout + done.stderr
