@@ -49,10 +49,7 @@ def compiled(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
         correct, wrong = os.environ["FFF_PLANT"].split("|")
         assert correct in source
         source = source.replace(correct, wrong)
-    names = re.findall(
-        r"^extern \"C\" __global__ void __launch_bounds__\(.*?\)\s+(\w+)\(", source, re.MULTILINE
-    )
-    assert names
+    names = kernel_names(source)
     if "-DFFF_TENSOR=0" in options:
         names.discard("top_levels")
     cases = "".join(
@@ -85,6 +82,7 @@ class StandIn:
         shared: Shared memory that a block may opt in to, in bytes.
         seed: The order in which threads run.
         stream: What torch's current stream is said to be.
+        dry: Whether launches are only checked, and run nothing.
     """
 
     def __init__(self, capability: str = "80", shared: int = 163 << 10, seed: int = 0) -> None:
@@ -92,6 +90,7 @@ class StandIn:
         self.capability, self.shared, self.seed, self.stream = capability, shared, seed, 1234
         self.entered: list[object] = []
         self.modules = 0
+        self.dry = False
         self.edit = lambda source: source
         self.cuda = SimpleNamespace(Device=self._device, ExternalStream=self._external_stream)
 
@@ -141,12 +140,14 @@ class Kernel:
         assert len(args) == len(self.parameters), self.name
         values = [self._value(p, a) for p, a in zip(self.parameters, args, strict=True)]
         pointers = (ctypes.c_void_p * len(values))(*[value.ctypes.data for value in values])
+        self.owner.launches.append(self.name)
+        if self.owner.dry:
+            return
         sizes = [(ctypes.c_uint * 3)(*size) for size in (grid, block)]
         failure = self.run(
             self.name.encode(), pointers, *sizes, ctypes.c_size_t(shared_mem), ctypes.c_uint(self.owner.seed)
         )
         assert failure is None, f"{self.name}: {failure.decode()}"
-        self.owner.launches.append(self.name)
 
     def _value(self, parameter: str, argument: object) -> np.ndarray:
         """An argument in memory, as CuPy hands it over: integers of 64 bits, arrays of size 1 by value."""

@@ -114,7 +114,9 @@ def test_numbers_that_python_and_the_kernels_share_agree():
     assert [name.lower() for name in re.findall(r"[A-Z]\w+", names)] == list(ACTIVATIONS)
     assert f"CHUNK = {cupy_kernels.CHUNK};" in source
     assert f"TOP_LEVELS = {cupy_kernels.TOP_LEVELS}, TOP_TOKENS = {cupy_kernels.TOP_TOKENS}," in source
-    assert f"SUMS = VECTOR == 16 ? {cupy_kernels.SUMS_OF_BLOCK // 2} : {cupy_kernels.SUMS_OF_BLOCK};" in source
+    assert (
+        f"SUMS = VECTOR == 16 ? {cupy_kernels.SUMS_OF_BLOCK // 2} : {cupy_kernels.SUMS_OF_BLOCK};" in source
+    )
     group = int(re.search(r"GROUP = (\d+);", source)[1])
     assert group * 4 == cupy_kernels.TILE
     assert "TILE = 4 * GROUP;" in source
