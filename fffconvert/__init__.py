@@ -15,6 +15,7 @@ import wrapt
 
 if TYPE_CHECKING:
     from fffconvert.convert import convert, restore
+    from fffconvert.deploy import deploy
     from fffconvert.errors import FFFError
     from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
@@ -29,6 +30,7 @@ __all__ = [
     "FFFSpec",
     "FFNSite",
     "convert",
+    "deploy",
     "load",
     "locate",
     "replace",
@@ -41,6 +43,7 @@ _HOMES = {
     "FFFSpec": "fffconvert.plan",
     "FFNSite": "fffconvert.locate",
     "convert": "fffconvert.convert",
+    "deploy": "fffconvert.deploy",
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
     "replace": "fffconvert.surgery",

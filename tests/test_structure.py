@@ -24,6 +24,8 @@ ORDER = [
     "surgery",
     "hub",
     "convert",
+    "deploy",
+    "bench",
     "inspection",
     "demo_pairs",
     "demo",

@@ -31,6 +31,28 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def deployments(rows: Iterable[Mapping[str, Any]], tokens: Sequence[int]) -> Table:
+    """What computes each layer, from the `layers` of `deploy --json`."""
+    counts = "/".join(map(str, tokens))
+    table = _table(
+        "deployment",
+        ("name", "backend", "rows", f"µs for {counts} tokens", "dense block", "error", "reason"),
+        left=("name", "backend", "rows", "reason"),
+    )
+    for row in rows:
+        dense = row["dense_microseconds"]
+        table.add_row(
+            row["name"],
+            row["backend"],
+            row["dtype"],
+            " / ".join(f"{value:.0f}" for value in row["microseconds"]),
+            "not at hand" if dense is None else " / ".join(f"{value:.0f}" for value in dense),
+            f"{row['error']:.1e}",
+            row["reason"],
+        )
+    return table
+
+
 def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
     """What looked like a block and was passed over."""
     table = _table("passed over", ("name", "reason"), left=("name", "reason"))

@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from fffconvert.runtime.backends import Backend
+from fffconvert.runtime.backend import Backend
 
 DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 MAJORS = {"cupy-cuda12x": 12, "cupy-cuda13x": 13}

@@ -1,4 +1,4 @@
-"""The ops `fffconvert::cmm`, its backward, and `cmm_inference`: schema, argument rules, shapes, default kernel.
+"""The ops `cmm`, `cmm_backward` and `cmm_inference`: schema, argument rules, shapes, default kernel.
 
 The reference is the default kernel on every device; a native kernel overrides it on its own.
 """
@@ -107,18 +107,22 @@ def check_inference_arguments(
     d_out = weights.out_weight.shape[2]
     _check_shape("bias", bias, f"[{d_out}]", bias.shape == (d_out,))
     for name, scale in scales._asdict().items():
-        wanted = integer and name in rows
-        _rule(
-            (scale is not None) == wanted,
-            lambda name=name, wanted=wanted: (
-                f"{name}_scale is {'missing' if wanted else 'given'}; "
-                "expected one scale for each row of int8 weights, and none with other dtypes"
-            ),
-        )
-        if scale is not None:
-            shape = rows[name].shape[:-1]
-            fits = scale.shape == shape and scale.dtype == torch.float32
-            _check_shape(f"{name}_scale", scale, f"{list(shape)} in float32", fits)
+        _check_scale(name, scale, rows[name] if integer and name in rows else None)
+
+
+def _check_scale(name: str, scale: Tensor | None, rows: Tensor | None) -> None:
+    """Hold a scale against the int8 rows that it belongs to."""
+    _rule(
+        (scale is None) == (rows is None),
+        lambda: (
+            f"{name}_scale is {'missing' if scale is None else 'given'}; "
+            "expected one scale for each row of int8 weights, and none with other dtypes"
+        ),
+    )
+    if scale is not None and rows is not None:
+        shape = rows.shape[:-1]
+        fits = scale.shape == shape and scale.dtype == torch.float32
+        _check_shape(f"{name}_scale", scale, f"{list(shape)} in float32", fits)
 
 
 def _check_structure(x: Tensor, weights: Weights, activation: str) -> None:

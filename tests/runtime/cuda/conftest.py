@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from emulation import StandIn
+from runtime.cuda.emulation import StandIn
 
 from fffconvert.runtime import cupy_kernels
 

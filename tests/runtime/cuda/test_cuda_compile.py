@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulation import kernel_names
+from runtime.cuda.emulation import kernel_names
 
 from fffconvert.runtime import ACTIVATIONS, cupy_kernels
 from fffconvert.runtime.cupy_kernels import FLOATS, TYPES, Build

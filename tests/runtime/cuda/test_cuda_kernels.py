@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import torch
-from emulation import COMPILER, SANITIZED, kernel_names, needs_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runtime.cuda.emulation import COMPILER, SANITIZED, kernel_names, needs_compiler
 from torch import Tensor
 from zoo.reference import VARIANTS, integers, normals, tree_tensors
 

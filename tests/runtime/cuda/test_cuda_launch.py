@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulation import needs_compiler
+from runtime.cuda.emulation import needs_compiler
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from zoo.reference import integers, normals, tree_tensors
 
 from fffconvert.runtime import Scales, Weights, cuda, cupy_kernels, cupy_steps, reference
-from fffconvert.runtime.backends import Backend
+from fffconvert.runtime.backend import Backend
 
 pytestmark = needs_compiler
 SHAPE = {"d_in": 16, "d_out": 16, "trees": 2, "depth": 3, "branches": 2, "leaf_width": 3, "gated": True}
