@@ -20,6 +20,7 @@ FILES = (
     "token.cu",
     "walk.cu",
     "products.cu",
+    "tensor.cu",
     "gradients.cu",
 )
 TYPES = {
@@ -31,8 +32,10 @@ TYPES = {
 """What the kernels call the types that they know."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """The types of tokens and biases, in the order of their numbers in the kernels."""
-TILE, SUMS_OF_BLOCK, CHUNK, TOP_TOKENS, TOP_LEVELS = 16, 8, 128, 64, 6
-"""Tokens per block, and levels between two sorts, as the kernels have them too."""
+TILE, SUMS_OF_BLOCK, CHUNK, TENSOR_TILE = 16, 8, 128, 64
+"""Tokens per block, in the several kernels, as they state it too."""
+TOP_LEVELS = 6
+"""Levels between two sorts of the tokens; 63 nodes fill a tile of tensor cores."""
 
 _ROWS = np.dtype((np.void, 64))
 

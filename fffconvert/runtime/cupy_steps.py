@@ -15,9 +15,9 @@ from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.cupy_kernels import (
     CHUNK,
     FLOATS,
+    TENSOR_TILE,
     TILE,
     TOP_LEVELS,
-    TOP_TOKENS,
     Build,
     build_for,
     card,
@@ -29,6 +29,8 @@ from fffconvert.runtime.reference import Scales, Weights
 
 STATIC_SHARED = 48 << 10
 """Shared memory in bytes that every card gives a block."""
+FEW_BLOCKS = 1024
+"""Fewer blocks than this would leave parts of a large card idle."""
 IDENTITY = list(ACTIVATIONS).index("identity")
 BIASES = {"in_weight": "in_bias", "leaf_in_weight": "leaf_in_bias", "leaf_gate_weight": "leaf_gate_bias"}
 """The bias that belongs to a weight."""
@@ -162,7 +164,7 @@ def walk(x: Tensor, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
     for first in range(0, levels, TOP_LEVELS):
         last = min(first + TOP_LEVELS, levels)
         if first == 0 and layer.build.tensor:
-            grid = (-(-tokens // TOP_TOKENS), trees)
+            grid = (-(-tokens // TENSOR_TILE), trees)
             layer.run("top_levels", grid, 128, x, logits, leaf, rows, tokens, trees, last)
         else:
             layer.run(
@@ -204,17 +206,18 @@ def dot(vectors: Tensor, name: str, order: Tensor, leaf: Tensor, layer: Layer) -
     Returns:
         [tokens, T, rows], float32.
     """
-    tokens, count, shared = len(vectors), layer.count(name), _staged_bytes(vectors)
+    tokens, count = len(vectors), layer.count(name)
     out = vectors.new_empty(tokens, layer.trees, count, dtype=torch.float32)
-    blocks = -(-tokens // TILE) * layer.trees
-    parts = max(1, min(count, 1024 // blocks))
-    layer.run(
-        "dot_rows",
-        (-(-tokens // TILE), layer.trees, parts),
-        128,
-        *(vectors, out, order, leaf, layer.rows[name], tokens, layer.trees, int(shared > 0)),
-        shared=shared,
-    )
+    arguments = (vectors, out, order, leaf, layer.rows[name], tokens, layer.trees)
+    if layer.build.tensor and name.startswith("leaf"):
+        grid = (-(-tokens // TENSOR_TILE), layer.trees, -(-count // TENSOR_TILE))
+        layer.run("dot_leaves", grid, 128, *arguments)
+    else:
+        blocks = -(-tokens // TILE) * layer.trees
+        parts = max(1, min(count, FEW_BLOCKS // blocks))
+        shared = _staged_bytes(vectors)
+        grid = (-(-tokens // TILE), layer.trees, parts)
+        layer.run("dot_rows", grid, 128, *arguments, int(shared > 0), shared=shared)
     return out
 
 

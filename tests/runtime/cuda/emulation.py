@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler on the PATH")
 SANITIZED = os.environ.get("FFF_SANITIZE") == "1"
+TENSOR_KERNELS = {"top_levels", "dot_leaves"}
 LIMITS = (2**31 - 1, 65535, 65535)
 
 
@@ -51,7 +52,7 @@ def compiled(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
         source = source.replace(correct, wrong)
     names = kernel_names(source)
     if "-DFFF_TENSOR=0" in options:
-        names.discard("top_levels")
+        names -= TENSOR_KERNELS
     cases = "".join(
         f'  if (!strcmp(name, "{n}")) return emulation::launch({n}, arguments, grid, block, shared, seed);\n'
         for n in sorted(names)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runtime.cuda.emulation import kernel_names
+from runtime.cuda.emulation import TENSOR_KERNELS, kernel_names
 
 from fffconvert.runtime import ACTIVATIONS, cupy_kernels
 from fffconvert.runtime.cupy_kernels import FLOATS, TYPES, Build
@@ -80,7 +80,7 @@ def test_compiles_without_warning_spill_or_local_memory(build, architecture):
     warnings = [line for line in log.splitlines() if "warning" in line and "are deprecated" not in line]
     assert not warnings
     kernels = re.findall(r"Compiling entry function '(\w+)'", log)
-    expected = kernel_names(build.source) - (set() if build.tensor else {"top_levels"})
+    expected = kernel_names(build.source) - (set() if build.tensor else TENSOR_KERNELS)
     assert set(kernels) == expected
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert frames == [("0", "0", "0")] * len(kernels)
@@ -103,7 +103,7 @@ def test_rows_are_loaded_16_bytes_at_once(build):
     if build.row.is_floating_point and build.x.itemsize >= build.row.itemsize:
         assert re.search(r"ld\.global\.nc\.v4\.\w32", body(ptx, "sum_runs"))
     if build.tensor:
-        assert "mma.sync.aligned.m16n8k16" in body(ptx, "top_levels")
+        assert all("mma.sync.aligned.m16n8k16" in body(ptx, kernel) for kernel in TENSOR_KERNELS)
     assert "prefetch.global.L2" in body(ptx, "token_forward")
     assert "shfl.sync.bfly" in body(ptx, "walk_tiles")
 
@@ -113,7 +113,9 @@ def test_numbers_that_python_and_the_kernels_share_agree():
     names = re.search(r"enum \{\s*GELU,.*?\}", source, re.DOTALL)[0]
     assert [name.lower() for name in re.findall(r"[A-Z]\w+", names)] == list(ACTIVATIONS)
     assert f"CHUNK = {cupy_kernels.CHUNK};" in source
-    assert f"TOP_LEVELS = {cupy_kernels.TOP_LEVELS}, TOP_TOKENS = {cupy_kernels.TOP_TOKENS}," in source
+    tile = cupy_kernels.TENSOR_TILE
+    assert f"TENSOR_TOKENS = {tile}, TENSOR_ROWS = {tile}," in source
+    assert 2**cupy_kernels.TOP_LEVELS - 1 <= tile
     assert (
         f"SUMS = VECTOR == 16 ? {cupy_kernels.SUMS_OF_BLOCK // 2} : {cupy_kernels.SUMS_OF_BLOCK};" in source
     )

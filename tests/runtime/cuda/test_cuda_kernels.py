@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo.reference import VARIANTS, integers, normals, tree_tensors
 
 from fffconvert.runtime import ACTIVATIONS, Scales, Weights, cuda, cupy_kernels, reference
-from fffconvert.runtime.cupy_kernels import CHUNK, SUMS_OF_BLOCK, TILE, TOP_LEVELS, TOP_TOKENS
+from fffconvert.runtime.cupy_kernels import CHUNK, SUMS_OF_BLOCK, TENSOR_TILE, TILE, TOP_LEVELS
 
 pytestmark = needs_compiler
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -79,7 +79,9 @@ def test_integers_are_exact(stand_in, use, few, variant, width, dtype, trees, de
     assert ("top_levels" in stand_in.launches) == (dtype == torch.bfloat16 and not few)
 
 
-BORDERS = sorted({n + more for n in (1, SUMS_OF_BLOCK, TILE, TOP_TOKENS, CHUNK) for more in (-1, 0, 1)} - {0})
+BORDERS = sorted(
+    {n + more for n in (1, SUMS_OF_BLOCK, TILE, TENSOR_TILE, CHUNK) for more in (-1, 0, 1)} - {0}
+)
 
 
 @pytest.mark.parametrize("tokens", [*BORDERS, 3 * CHUNK + 5])
@@ -283,6 +285,7 @@ MUTATIONS = {
     "a part of a run left out": ("other = chunk + 1;", "other = chunk + 2;", False),
     "the row of the other branch": ("(leaf >> (levels - 1 - j))", "(leaf >> (levels - 1 - j) ^ 1)", False),
     "a fragment": ("lane / 4 + i / 2 * 8]", "lane / 4 + i % 2 * 8]", False),
+    "the last token of a leaf": ("line < last", "line + 1 < last", False),
 }
 
 
@@ -293,8 +296,9 @@ def test_mistakes_planted_in_a_kernel_are_found(stand_in, use, correct, wrong, f
         return source.replace(correct, wrong)
 
     use(few)
-    dtype = torch.bfloat16 if "i % 2" in wrong else torch.float32
-    operands = draw_exact(2 * CHUNK + 3, dtype=dtype, d_in=40, d_out=40, trees=1, depth=7, branches=2)
+    tensor = "i % 2" in wrong or "line" in wrong
+    options = {"dtype": torch.bfloat16, "leaf_width": 5, "depth": 2} if tensor else {"depth": 7}
+    operands = draw_exact(2 * CHUNK + 3, d_in=40, d_out=40, trees=1, branches=2, **options)
     assert_all_equal_reference(*operands)
     stand_in.edit = edit
     cupy_kernels._kernel.cache_clear()
