@@ -85,6 +85,15 @@ class Card(NamedTuple):
     shared_bytes: int
 
 
+class _Stream(NamedTuple):
+    """torch's stream, as CuPy asks for one."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address  # version of the protocol, and the stream
+
+
 def build_for(x: Tensor, rows: Tensor, tensors: tuple[Tensor | None, ...]) -> Build:
     """Choose the copy of the kernels.
 
@@ -168,7 +177,7 @@ def launch(
     """
     values = tuple(pointer(a) if a is None or isinstance(a, Tensor) else a for a in arguments)
     cuda, index = _cupy().cuda, device.index or 0
-    with cuda.Device(index), cuda.ExternalStream(_stream(device), index):
+    with cuda.Device(index), cuda.Stream.from_external(_Stream(_stream(device))):
         _kernel(index, build, name)(grid, (threads,), values, shared_mem=shared)
 
 

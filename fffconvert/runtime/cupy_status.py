@@ -15,6 +15,8 @@ from fffconvert.runtime.backend import Backend
 DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 MAJORS = {"cupy-cuda12x": 12, "cupy-cuda13x": 13}
 """The CUDA that each of CuPy's distributions is built for."""
+OLDEST = 14
+"""The oldest CuPy whose interface is used."""
 
 
 @cache
@@ -38,26 +40,42 @@ def _missing() -> str | None:
     if torch.cuda.device_count() == 0:
         return "the NVIDIA driver shows no device; check nvidia-smi and CUDA_VISIBLE_DEVICES"
     major, minor = divmod(driver // 10, 100)
-    fitting = [name for name, built in MAJORS.items() if built <= major]
-    if not fitting:
-        return f"the NVIDIA driver is for CUDA {major}.{minor}; update it to one for CUDA 12 or later"
-    remedy = f"install fffconvert[{fitting[-1].removeprefix('cupy-').removesuffix('x')}]"
+    # CuPy compiles with the NVRTC that torch brings, so it should be for torch's CUDA.
+    wanted = int(torch.version.cuda.partition(".")[0])
+    remedy = f"install fffconvert[cuda{wanted}]"
+    if wanted not in MAJORS.values():
+        return f"torch is built for CUDA {torch.version.cuda}; install one for CUDA 12 or 13"
     if importlib.util.find_spec("cupy") is None:
         return f"CuPy is not installed; {remedy}"
     found = [name for name in MAJORS if _installed(name)]
     if len(found) > 1:
         return f"{' and '.join(found)} overwrite each other; uninstall both, then {remedy}"
-    if found and found[0] not in fitting:
+    if found and MAJORS[found[0]] > major:
         needed = MAJORS[found[0]]
         return (
             f"{found[0]} needs a driver for CUDA {needed}, this one is for {major}.{minor}; "
-            f"uninstall it, then {remedy}"
+            f"uninstall it, then {remedy}, or update the driver"
         )
+    return _unusable(remedy)
+
+
+def _unusable(remedy: str) -> str | None:
+    """Why the CuPy that is installed cannot compile and launch, and the remedy."""
     try:
-        importlib.import_module("cupy")
+        cupy = importlib.import_module("cupy")
     except ImportError as error:
-        return f"CuPy cannot be imported ({str(error).strip().splitlines()[0]}); {remedy}"
+        return f"CuPy cannot be imported ({_first_line(error)}); {remedy}"
+    if int(cupy.__version__.partition(".")[0]) < OLDEST:
+        return f"CuPy is {cupy.__version__}; expected {OLDEST} or later: {remedy}"
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"CuPy finds no compiler ({_first_line(error)}); install its extra, as in cupy-cuda12x[ctk]"
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def driver_version() -> int | None:

@@ -74,6 +74,7 @@ def test_verifies_and_times_everything(card, tmp_path):
 @needs_compiler
 def test_wrong_outputs_are_reported(card, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gpu_check, "VERIFIED", ((16, 1, 3, {}),))
+    monkeypatch.setattr(gpu_check, "TOKENS", (1,))
     card.edit = lambda source: source.replace("k < last; ++k", "k + 1 < last; ++k")
     assert gpu_check.main(["--quick", "--output", str(tmp_path / "out.json")]) == 1
     assert "wrong: {'width': 16" in capsys.readouterr().err

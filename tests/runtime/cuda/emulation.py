@@ -93,7 +93,8 @@ class StandIn:
         self.modules = 0
         self.dry = False
         self.edit = lambda source: source
-        self.cuda = SimpleNamespace(Device=self._device, ExternalStream=self._external_stream)
+        stream = SimpleNamespace(from_external=self._from_external)
+        self.cuda = SimpleNamespace(Device=self._device, Stream=stream)
 
     def RawModule(self, *, code: str, options: tuple[str, ...]) -> SimpleNamespace:
         self.modules += 1
@@ -103,8 +104,10 @@ class StandIn:
         attributes = {"MaxSharedMemoryPerBlockOptin": self.shared}
         return Context(self, ("device", index), attributes=attributes, compute_capability=self.capability)
 
-    def _external_stream(self, pointer: int, index: int) -> Context:
-        return Context(self, ("stream", pointer, index))
+    def _from_external(self, stream: object) -> Context:
+        version, address = stream.__cuda_stream__()
+        assert version == 0
+        return Context(self, ("stream", address))
 
 
 class Context(SimpleNamespace):
@@ -132,7 +135,7 @@ class Kernel:
         self.parameters = [" ".join(parameter.split()) for parameter in found[2].split(",")]
 
     def __call__(self, grid, block, args, *, shared_mem=0) -> None:
-        assert self.owner.entered == [("device", 0), ("stream", self.owner.stream, 0)]
+        assert self.owner.entered == [("device", 0), ("stream", self.owner.stream)]
         grid, block = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
         assert all(1 <= size <= limit for size, limit in zip(grid, LIMITS, strict=True)), (self.name, grid)
         assert block[0] % 32 == 0

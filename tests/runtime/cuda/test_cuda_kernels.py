@@ -101,7 +101,7 @@ def test_depths_around_a_round_of_levels(stand_in, use, few, tree_depth):
         assert_all_equal_reference(*draw_exact(21, dtype=dtype, d_in=8, d_out=8, trees=1, depth=tree_depth))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tokens=st.integers(1, 40),
     d_in=st.sampled_from([1, 3, 4, 8, 36, 132]),
