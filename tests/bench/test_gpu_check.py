@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from runtime.cuda.emulation import StandIn, needs_compiler
+from runtime.cuda.emulation import installed, needs_compiler
 
 from fffconvert.bench import gpu_check
-from fffconvert.runtime import cuda, cupy_kernels
+from fffconvert.runtime import cuda
 from fffconvert.runtime.backend import Backend
 
 
@@ -23,11 +23,6 @@ def test_no_card_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):
 @pytest.fixture
 def card(monkeypatch):
     """Lets the script believe that the emulation is a card."""
-    cupy = StandIn()
-    monkeypatch.setattr(cupy_kernels, "_cupy", lambda: cupy)
-    monkeypatch.setattr(cupy_kernels, "_stream", lambda device: cupy.stream)
-    for cache in (cupy_kernels.card, cupy_kernels._kernel, cupy_kernels._module):
-        cache.cache_clear()
     monkeypatch.setattr(gpu_check, "status", lambda: Backend("cupy", True, "emulated"))
     monkeypatch.setattr(gpu_check, "describe", lambda: {"card": "emulated"})
     monkeypatch.setattr(gpu_check, "graphed", lambda call, x: call)
@@ -48,7 +43,8 @@ def card(monkeypatch):
     }
     for name, value in small.items():
         monkeypatch.setattr(gpu_check, name, value)
-    return cupy
+    with installed() as cupy:
+        yield cupy
 
 
 @needs_compiler
