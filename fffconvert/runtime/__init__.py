@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from fffconvert.runtime import cuda
 from fffconvert.runtime.activations import ACTIVATIONS, Activation
 from fffconvert.runtime.inference import Inference
 from fffconvert.runtime.ops import cmm, cmm_inference
 from fffconvert.runtime.reference import Scales, Weights
 
 __all__ = ["ACTIVATIONS", "Activation", "Inference", "Scales", "Weights", "cmm", "cmm_inference"]
+
+cuda.register()

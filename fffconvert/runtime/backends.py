@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fffconvert.runtime import cpu as native
+from fffconvert.runtime import cupy_status
 from fffconvert.runtime.backend import Backend
 
 FEATURES = (
@@ -51,7 +52,7 @@ def backends() -> list[Backend]:
     return [
         Backend("reference", True, "plain torch, on any device"),
         native.status(),
-        Backend("cupy", False, "this release brings no CUDA kernel; the reference is used"),
+        cupy_status.status(),
     ]
 
 

@@ -1,0 +1,238 @@
+"""What the launch code asks of CuPy, and when it leaves the work to the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from runtime.cuda.emulation import needs_compiler
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from zoo.reference import integers, normals, tree_tensors
+
+from fffconvert.runtime import Scales, Weights, cuda, cupy_kernels, cupy_steps, reference
+from fffconvert.runtime.backend import Backend
+
+pytestmark = needs_compiler
+SHAPE = {"d_in": 16, "d_out": 16, "trees": 2, "depth": 3, "branches": 2, "leaf_width": 3, "gated": True}
+
+
+def draw(tokens=6, maker=integers, **options):
+    generator = torch.Generator().manual_seed(0)
+    values = (generator,) if maker is integers else (generator, torch.float32)
+    weights = Weights(**tree_tensors(maker(*values), **(SHAPE | options)))
+    x = torch.randint(-2, 3, (tokens, weights.in_weight.shape[2]), generator=generator).float()
+    return x, weights
+
+
+def gradients(x, weights):
+    y, logits, leaf = reference.forward(x, weights, "relu")
+    return [f(y, logits, x, weights, logits, leaf, "relu") for f in (cuda.backward, reference.backward)]
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """The copies of the kernels that were asked for."""
+    asked = []
+    original = cupy_kernels._kernel
+    monkeypatch.setattr(
+        cupy_kernels,
+        "_kernel",
+        lambda index, build, name: asked.append(build) or original(index, build, name),
+    )
+    return asked
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_operands_need_not_be_contiguous(stand_in, monkeypatch, few):
+    monkeypatch.setattr(cuda, "FEW_TOKENS", few)
+    x, weights = draw()
+    strided = Weights(*[w if w is None else w.mT.contiguous().mT for w in weights])
+    rows = torch.stack([x, x], 2)[:, :, 0]
+    assert not rows.is_contiguous()
+    assert not strided.in_weight.is_contiguous()
+    expected = reference.forward(x, weights, "relu")
+    assert all(map(torch.equal, cuda.forward(rows, strided, "relu"), expected))
+    grads, expected_grads = gradients(rows, strided)
+    assert all(map(torch.equal, grads, expected_grads))
+
+
+def test_addresses_and_widths_decide_how_much_is_loaded_at_once(stand_in, builds):
+    x, weights = draw()
+    shifted = torch.cat([torch.zeros(1), x.flatten()])[1:].view_as(x)
+    assert shifted.data_ptr() % 16
+    expected = reference.forward(x, weights, "relu")
+    for rows, vector in ((x, 4), (shifted, 1)):
+        assert all(map(torch.equal, cuda.forward(rows, weights, "relu"), expected))
+        assert builds.pop().vector == vector
+    for d_in, d_out, vector in ((18, 16, 1), (16, 18, 1), (20, 12, 4)):
+        cuda.forward(*draw(d_in=d_in, d_out=d_out), "relu")
+        assert builds.pop().vector == vector
+
+
+@pytest.mark.parametrize(
+    ("capability", "x", "rows", "tensor"),
+    [
+        ("80", torch.float16, torch.float16, True),
+        ("90", torch.bfloat16, torch.int8, True),
+        ("75", torch.float16, torch.float16, False),
+        ("80", torch.float32, torch.float32, False),
+        ("80", torch.bfloat16, torch.float16, False),
+        ("80", torch.float32, torch.int8, False),
+    ],
+)
+def test_tensor_cores_where_the_card_and_the_types_allow_them(stand_in, capability, x, rows, tensor):
+    stand_in.capability = capability
+    operands = torch.zeros(2, 16, dtype=x), torch.zeros(1, 16, dtype=rows)
+    build = cupy_kernels.build_for(*operands, operands)
+    assert build.tensor == tensor
+    assert f"-DFFF_TENSOR={int(tensor)}" in build.options
+
+
+def test_modules_are_made_once_for_each_device_and_kind(stand_in):
+    x, weights = draw()
+    for _ in range(3):
+        cuda.forward(x, weights, "relu")
+        cuda.inference(x, torch.zeros(16), weights, Scales(), "gelu")
+    assert stand_in.modules == 1
+    build = cupy_kernels.build_for(x, weights.in_weight, (x,))
+    assert cupy_kernels._module(0, build) is not cupy_kernels._module(1, build)
+    assert stand_in.modules == 2
+
+
+def test_few_tokens_are_one_launch_and_many_share_rows(stand_in, monkeypatch):
+    monkeypatch.setattr(cuda, "FEW_TOKENS", 6)
+    cuda.inference(draw(6)[0], torch.zeros(16), draw()[1], Scales(), "relu")
+    assert stand_in.launches == ["token_forward"]
+    stand_in.launches.clear()
+    cuda.inference(draw(7)[0], torch.zeros(16), draw()[1], Scales(), "relu")
+    assert stand_in.launches == ["walk_tiles", "dot_rows", "dot_rows", *["sum_rows"] * 6]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options"),
+    [
+        (3_000_000, {"d_in": 1, "d_out": 1, "trees": 1, "depth": 0}),
+        (70_000, {"d_in": 4, "d_out": 4, "trees": 3, "depth": 8}),
+        (9, {"d_in": 4, "d_out": 4, "trees": 65535, "depth": 0}),
+        (9, {"d_in": 4, "d_out": 50_000, "trees": 1, "depth": 12}),
+        (2, {"d_in": 1, "d_out": 1, "trees": 1, "depth": 0, "leaf_width": 65535}),
+    ],
+)
+def test_large_sizes_stay_within_the_limits_of_a_launch(stand_in, monkeypatch, tokens, options):
+    monkeypatch.setattr(cuda, "FEW_TOKENS", 0)
+    stand_in.dry = True
+    plain = {"branches": 1, "leaf_width": 0, "gated": False}
+    shapes = tree_tensors(lambda name, shape: torch.zeros(shape), **(plain | options))
+    weights = Weights(**shapes)
+    x = torch.zeros(tokens, options["d_in"])
+    assert cuda.covers(x, weights)
+    if options["trees"] > 100:  # one tree after the other, here two stand for all
+        weights = Weights(*[w if w is None else w[:2] for w in weights])
+    y, logits, leaf = cuda.forward(x, weights, "relu")
+    cuda.backward(y, logits, x, weights, logits, leaf.zero_(), "relu")
+    assert "walk_tiles" in stand_in.launches
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host would have to wait for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not {"_local_scalar_dense", "nonzero", "unique", "is_nonzero", "item"} & {
+            func.overloadpacket.__name__.removeprefix("_")
+        }, func
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            assert (kwargs or {}).get("device") is None
+        assert all(not isinstance(leaf, torch.Tensor) or not leaf.is_meta for leaf in tree_leaves(result))
+        return result
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_the_host_never_waits(stand_in, monkeypatch, few):
+    monkeypatch.setattr(cuda, "FEW_TOKENS", few)
+    x, weights = draw()
+    with NoWaiting():
+        y, logits, leaf = cuda.forward(x, weights, "relu")
+        cuda.inference(x, torch.zeros(16), weights, Scales(), "relu")
+        cuda.backward(y, logits, x, weights, logits, leaf, "relu")
+
+
+@pytest.fixture(params=[True, False], ids=["available", "not available"])
+def available(request, monkeypatch):
+    monkeypatch.setattr(cuda, "status", lambda: Backend("cupy", request.param, ""))
+    return request.param
+
+
+def call_all(x, bias, weights):
+    """The three ops as torch would call them for CUDA tensors."""
+    y, logits, leaf = cuda._cmm(x, *weights, "relu")
+    z = cuda._cmm_inference(x, bias, *weights, *Scales(), "relu")
+    return [y, logits, leaf, z, *cuda._cmm_backward(y, logits, x, *weights, logits, leaf, "relu")]
+
+
+def call_reference(x, bias, weights):
+    y, logits, leaf = reference.forward(x, weights, "relu")
+    z = reference.inference(x, bias, weights, Scales(), "relu")
+    return [y, logits, leaf, z, *reference.backward(y, logits, x, weights, logits, leaf, "relu")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_reference_does_what_kernels_do_not_cover(stand_in, available, dtype):
+    x, weights = draw()
+    x, weights = x.to(dtype), Weights(*[w if w is None else w.to(dtype) for w in weights])
+    arguments = x, torch.ones(16, dtype=dtype), weights
+    assert all(map(torch.equal, call_all(*arguments), call_reference(*arguments)))
+    assert bool(stand_in.launches) == (available and dtype == torch.float32)
+
+
+def test_no_tokens(stand_in, available):
+    x, weights = draw(tokens=0)
+    arguments = x, torch.ones(16), weights
+    assert all(map(torch.equal, call_all(*arguments), call_reference(*arguments)))
+    assert not stand_in.launches
+
+
+def test_autocast_changes_nothing(stand_in, monkeypatch):
+    monkeypatch.setattr(cuda, "status", lambda: Backend("cupy", True, ""))
+    x, weights = draw(maker=normals)
+    expected = call_all(x, torch.ones(16), weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(map(torch.equal, call_all(x, torch.ones(16), weights), expected))
+
+
+def test_what_is_not_covered():
+    x, weights = draw()
+    assert cuda.covers(x, weights)
+    assert not cuda.covers(x.double(), weights)
+    assert not cuda.covers(x, weights._replace(in_bias=weights.in_bias.double()))
+    assert not cuda.covers(x, weights, torch.zeros(16, dtype=torch.float64))
+    assert not cuda.covers(x[:0], weights)
+    assert not cuda.covers(x, weights._replace(out_weight=weights.out_weight.to("meta")))
+    assert not cuda.covers(x, weights._replace(in_weight=torch.zeros(65536, 1, 1)))
+
+
+def test_broken_rules_are_named(stand_in):
+    x, weights = draw()
+    with pytest.raises(RuntimeError, match=r"x is \[6, 4\]; expected \[tokens, 16\]"):
+        cuda._cmm(x[:, :4], *weights, "gelu")
+    with pytest.raises(RuntimeError, match=r"bias is \[4\]"):
+        cuda._cmm_inference(x, torch.zeros(4), *weights, *Scales(), "gelu")
+
+
+@pytest.mark.parametrize(("built", "cupy"), [(True, True), (True, False), (False, True)])
+def test_ops_are_registered_only_with_cuda_and_cupy(monkeypatch, built, cupy):
+    registered = []
+    monkeypatch.setattr(torch.version, "cuda", "12.9" if built else None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if cupy else None)
+    monkeypatch.setattr(torch.library, "impl", lambda name, key, kernel: registered.append((name, key)))
+    cuda.register()
+    names = ["cmm", "cmm_backward", "cmm_inference"] if built and cupy else []
+    assert registered == [(f"fffconvert::{name}", "cuda") for name in names]
+
+
+def test_what_a_token_leaves_in_shared_memory_decides_the_regime(stand_in):
+    x, weights = draw()
+    assert cupy_steps.fits_one_block(cupy_steps.layer_for(x, weights, Scales(), "relu"))
+    wide = Weights(**tree_tensors(lambda name, shape: torch.zeros(shape), **(SHAPE | {"leaf_width": 8000})))
+    assert not cupy_steps.fits_one_block(cupy_steps.layer_for(x, wide, Scales(), "relu"))
