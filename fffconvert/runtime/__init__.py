@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fffconvert.runtime import flops  # noqa: F401 (it registers its formula)
 from fffconvert.runtime.activations import ACTIVATIONS, Activation
 from fffconvert.runtime.ops import cmm
 from fffconvert.runtime.reference import Weights
