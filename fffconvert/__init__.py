@@ -16,6 +16,7 @@ import wrapt
 if TYPE_CHECKING:
     from fffconvert.convert import convert, restore
     from fffconvert.errors import FFFError
+    from fffconvert.estimate import estimate
     from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
     from fffconvert.plan import FFFSpec
@@ -29,6 +30,7 @@ __all__ = [
     "FFFSpec",
     "FFNSite",
     "convert",
+    "estimate",
     "load",
     "locate",
     "replace",
@@ -41,6 +43,7 @@ _HOMES = {
     "FFFSpec": "fffconvert.plan",
     "FFNSite": "fffconvert.locate",
     "convert": "fffconvert.convert",
+    "estimate": "fffconvert.estimate",
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
     "replace": "fffconvert.surgery",
@@ -49,7 +52,7 @@ _HOMES = {
 
 
 class _Package(ModuleType):
-    """Lets no submodule take the name of a public function: `locate`, `convert`."""
+    """Lets no submodule take the name of a public function: `locate`, `convert`, `estimate`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

@@ -24,6 +24,7 @@ ORDER = [
     "surgery",
     "hub",
     "convert",
+    "estimate",
     "inspection",
     "demo_pairs",
     "demo",

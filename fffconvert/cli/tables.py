@@ -10,7 +10,7 @@ from rich.table import Table
 
 def blocks(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The feedforward blocks of a model, from the `blocks` of `inspect --json`."""
-    table = _table(
+    table = columns(
         "feedforward blocks",
         ("name", "layer", "kind", "d_model", "d_hidden", "activation", "bias", "calls", "parameters", "MACs"),
         left=("name", "kind", "activation", "bias"),
@@ -33,7 +33,7 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
     """What looked like a block and was passed over."""
-    table = _table("passed over", ("name", "reason"), left=("name", "reason"))
+    table = columns("passed over", ("name", "reason"), left=("name", "reason"))
     for row in rows:
         table.add_row(row["name"] or "(model)", row["reason"])
     return table
@@ -41,7 +41,7 @@ def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     """FFF layers, planned, fitted or found in a checkpoint; what is not known of them is left out."""
-    table = _table(
+    table = columns(
         "fast feedforward layers",
         ("name", "trees", "trunk", "width", "MACs left", "R²", "R² per token", "parameters", "before"),
         left=("name",),
@@ -64,7 +64,7 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def similarity(models: Mapping[str, Mapping[str, float]]) -> Table:
     """How well models judge the similarity of sentences."""
-    table = _table(
+    table = columns(
         "similarity of sentences",
         ("model", "rank correlation with grades", "correlation with the original"),
         left=("model",),
@@ -85,8 +85,9 @@ def pairs(values: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(title: str, columns: Sequence[str], left: Sequence[str]) -> Table:
+def columns(title: str, names: Sequence[str], left: Sequence[str]) -> Table:
+    """An empty table; the columns named in `left` are aligned left, the others right."""
     table = Table(title=title, title_justify="left")
-    for column in columns:
+    for column in names:
         table.add_column(column, justify="left" if column in left else "right", overflow="fold")
     return table
