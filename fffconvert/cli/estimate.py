@@ -45,12 +45,14 @@ def estimate(
         ),
     ] = None,
     depth: Annotated[
-        int | None, typer.Option(help="Depth of the trees; by default as many nodes as the block has neurons.")
+        int | None,
+        typer.Option(help="Depth of the trees; by default as many nodes as the block has neurons."),
     ] = None,
     trees: Annotated[int | None, typer.Option(help="Trees side by side; 1 by default.")] = None,
     trunk: Annotated[int, typer.Option(help="Rank of the always-active linear map; 0 for none.")] = 0,
     active_fraction: Annotated[
-        float | None, typer.Option(help="Instead of --trees: share of a block's multiply-adds that may be left.")
+        float | None,
+        typer.Option(help="Instead of --trees: share of a block's multiply-adds that may be left."),
     ] = None,
     layer: Annotated[Layer, typer.Option(help="Form of the layer: what is stored, not what is computed.")] = (
         Layer.BRANCH
@@ -60,9 +62,12 @@ def estimate(
     phase: Annotated[
         Phase, typer.Option(help="All positions at once, one further token of each sequence, or training.")
     ] = Phase.PREFILL,
-    dtype: Annotated[str, typer.Option(help="Of weights and activations: float32, bfloat16, int8, …")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of weights and activations: float32, bfloat16, int8, …")
+    ] = "float32",
     hardware: Annotated[
-        str | None, typer.Option(help="A machine (--list), 'this' to measure the one at hand, or a .json file.")
+        str | None,
+        typer.Option(help="A machine (--list), 'this' to measure the one at hand, or a .json file."),
     ] = None,
     save_hardware: Annotated[
         Path | None, typer.Option(help="Write the machine to a .json file that --hardware reads.")
@@ -75,10 +80,14 @@ def estimate(
             help="Run the model here at these sizes, as in 1x32,8x128, or at 'grid', and show the error.",
         ),
     ] = None,
-    sweep: Annotated[Sweep | None, typer.Option(help="A row for each depth, context, batch, or model.")] = None,
+    sweep: Annotated[
+        Sweep | None, typer.Option(help="A row for each depth, context, batch, or model.")
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the rows of --sweep to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw --sweep to this .png, .svg or .pdf file.")] = None,
-    list_names: Annotated[bool, typer.Option("--list", help="List models and machines with their sources.")] = False,
+    list_names: Annotated[
+        bool, typer.Option("--list", help="List models and machines with their sources.")
+    ] = False,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
@@ -95,7 +104,9 @@ def estimate(
     if not (names or list_names):
         raise FFFError("no model was given; give a name of fffconvert estimate --list, a folder, or a hub id")
     if (csv or plot) and not sweep:
-        raise FFFError("--csv and --plot write what --sweep finds; give --sweep depth, context, batch or model")
+        raise FFFError(
+            "--csv and --plot write what --sweep finds; give --sweep depth, context, batch or model"
+        )
     if len(names) > 1 and not sweep:
         raise FFFError(f"{len(names)} models were given; expected one, or --sweep")
     if compare and hardware and hardware.lower() != "this" and not hardware.endswith(".json"):
@@ -152,9 +163,7 @@ def _show(out: Output, found: dict[str, Any]) -> None:
     out.show(*(f"- {sentence}" for sentence in found["advice"]))
 
 
-def _sweep(
-    out: Output, rows: list[dict[str, Any]], over: Sweep, csv: Path | None, plot: Path | None
-) -> None:
+def _sweep(out: Output, rows: list[dict[str, Any]], over: Sweep, csv: Path | None, plot: Path | None) -> None:
     from fffconvert.estimate.sweep import Sweep as Over
     from fffconvert.estimate.sweep import write_csv
 
@@ -173,7 +182,9 @@ def _compare(out: Output, estimate: Estimate, sizes: str) -> None:
 
     rows = [dataclasses.asdict(row) for row in compare(estimate, parse_sizes(sizes))]
     worst = max(abs(row["error"]) for row in rows)
-    out.document({"model": estimate.model, "hardware": estimate.machine, "rows": rows, "largest_error": worst})
+    out.document(
+        {"model": estimate.model, "hardware": estimate.machine, "rows": rows, "largest_error": worst}
+    )
     out.show(tables.comparison(rows), f"largest error of the estimate: {worst:.0%}")
 
 
@@ -182,7 +193,8 @@ def _list(out: Output) -> None:
     from fffconvert.estimate.models import presets
 
     models = [
-        {"name": known.name, "parameters": known.parameters, "source": known.source} for known in presets().values()
+        {"name": known.name, "parameters": known.parameters, "source": known.source}
+        for known in presets().values()
     ]
     known = [{"name": m.name, "title": m.title, "source": m.source} for m in machines().values()]
     out.document({"models": models, "hardware": known})

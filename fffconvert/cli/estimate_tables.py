@@ -29,13 +29,15 @@ def headline(found: Row) -> Table:
     values = {
         "model": found["model"] + (f" ({found['source']})" if found["source"] else ""),
         "parameters": f"{found['parameters']:,}" + (f" ({short(published)} published)" if published else ""),
-        "feedforward neurons": f"{neurons} in each of {found['layers']} layers of width {found['d_model']:,}{experts}",
+        "feedforward neurons": f"{neurons} in each of {found['layers']} layers of width "
+        f"{found['d_model']:,}{experts}",
         "trees": f"{found['trees']}x{found['depth']}, {found['nodes']:,} nodes each, trunk {found['trunk']}",
         "neurons used": f"{found['neurons_used']:,}: {found['neuron_share']:.4%} of the block's, "
         f"{found['node_share']:.4%} of the tree's",
         "block's multiply-adds": f"{found['ffn_speedup_vs_block']:,.2f}x fewer than the block, "
         f"{found['ffn_speedup_vs_tree_size']:,.2f}x fewer than a dense block of the tree's size",
-        "model's multiply-adds": f"{found['model_speedup']:.2f}x fewer; {found['model_speedup_limit']:.2f}x is the "
+        "model's multiply-adds": f"{found['model_speedup']:.2f}x fewer; "
+        f"{found['model_speedup_limit']:.2f}x is the "
         "limit if the blocks cost nothing",
         "weights": f"{short(found['memory_bytes']['weights'])}B, converted "
         f"{short(found['memory_bytes']['converted_weights'])}B ({found['storage_growth']:.2f}x)",
@@ -51,13 +53,23 @@ def headline(found: Row) -> Table:
 def parts(found: Row) -> Table:
     """Multiply-adds and bytes per token, by part."""
     work = found["work"]
-    title = f"per token: {work['phase']}, batch {work['batch']:,}, context {work['context']:,}, {found['dtype']}"
-    table = columns(title, ("part", "multiply-adds", "share", "converted", "bytes", "converted bytes"), left=("part",))
+    title = (
+        f"per token: {work['phase']}, batch {work['batch']:,}, context {work['context']:,}, {found['dtype']}"
+    )
+    table = columns(
+        title, ("part", "multiply-adds", "share", "converted", "bytes", "converted bytes"), left=("part",)
+    )
     macs, after = found["macs_per_token"], found["converted_macs_per_token"]
     moved, moved_after = found["bytes_per_token"], found["converted_bytes_per_token"]
     for part in macs:
         share = macs[part] / macs["total"] if macs["total"] else 0.0
-        numbers = (short(macs[part]), f"{share:.1%}", short(after[part]), short(moved[part]), short(moved_after[part]))
+        numbers = (
+            short(macs[part]),
+            f"{share:.1%}",
+            short(after[part]),
+            short(moved[part]),
+            short(moved_after[part]),
+        )
         table.add_row(part.replace("_", " "), *numbers)
     return table
 
@@ -77,18 +89,36 @@ def contexts(rows: Sequence[Row]) -> Table:
 def times(row: Row) -> Table:
     """Time of one pass on the machine."""
     how = "as measured here" if row["measured"] else "at peak rates: a bound"
-    table = columns(f"one pass on {row['title']} ({how})", ("model", "time", "speed-up", "bound by"), left=("model",))
+    table = columns(
+        f"one pass on {row['title']} ({how})", ("model", "time", "speed-up", "bound by"), left=("model",)
+    )
     table.add_row("original", f"{row['latency_ms']:,.2f} ms", "", row["bound"])
     table.add_row(
-        "converted", f"{row['converted_latency_ms']:,.2f} ms", f"{row['speedup']:.2f}x", row["converted_bound"]
+        "converted",
+        f"{row['converted_latency_ms']:,.2f} ms",
+        f"{row['speedup']:.2f}x",
+        row["converted_bound"],
     )
-    table.add_row("blocks cost nothing", f"{row['deleted_latency_ms']:,.2f} ms", f"{row['speedup_limit']:.2f}x", "")
+    table.add_row(
+        "blocks cost nothing", f"{row['deleted_latency_ms']:,.2f} ms", f"{row['speedup_limit']:.2f}x", ""
+    )
     return table
 
 
 def sweep(rows: Sequence[Row]) -> Table:
     """The rows of a sweep."""
-    names = ["model", "parameters", "context", "batch", "trees", "used", "share", "speed-up", "limit", "storage"]
+    names = [
+        "model",
+        "parameters",
+        "context",
+        "batch",
+        "trees",
+        "used",
+        "share",
+        "speed-up",
+        "limit",
+        "storage",
+    ]
     timed = "roofline_speedup" in rows[0]
     table = columns("sweep", (*names, *(("on the machine",) if timed else ())), left=("model",))
     for row in rows:
@@ -140,6 +170,7 @@ def _training(row: Row) -> str:
             f"{row['dense_gpu_hours']:,.0f} GPU hours at {row['utilisation']:.0%} of the peak"
         )
     return (
-        f"{short(row['tokens'])} tokens: {row['converted_flops']:.2g} FLOPs, {row['distillation_flops']:.2g} with a "
+        f"{short(row['tokens'])} tokens: {row['converted_flops']:.2g} FLOPs, "
+        f"{row['distillation_flops']:.2g} with a "
         f"teacher, {row['dense_flops']:.2g} for the original{hours}"
     )

@@ -34,7 +34,7 @@ def advise(estimate: Estimate) -> list[str]:
 
 
 def most_trees(estimate: Estimate) -> int | None:
-    """The most trees of the estimate's depth that keep `ENOUGH` of the possible gain; None if one is too many."""
+    """The most trees of that depth that keep `ENOUGH` of the possible gain; None if one is too many."""
     wanted = 1 + ENOUGH * (estimate.model_speedup_limit - 1)
     whole = sum(estimate.anatomy.macs(estimate.work).values())
 
@@ -58,7 +58,8 @@ def _limits(estimate: Estimate) -> list[str]:
     rest = deleted(estimate.anatomy).macs(work)
     largest = max(rest, key=lambda part: rest[part])
     said = [
-        f"{share:.0%} of the multiply-adds are feedforward at a context of {work.context:,}: even if the blocks "
+        f"{share:.0%} of the multiply-adds are feedforward at a context of {work.context:,}: even if "
+        "the blocks "
         f"cost nothing, the model would be at most {estimate.model_speedup_limit:.2f}x faster. After that, "
         f"{WORDS[largest]} ({rest[largest] / max(1, sum(rest.values())):.0%} of the rest) decide."
     ]
@@ -72,12 +73,14 @@ def _enough(estimate: Estimate) -> list[str]:
     spec, block, trees = estimate.spec, estimate.block, most_trees(estimate)
     if trees is None:
         return [
-            f"One tree of depth {spec.depth} is {spec.active_width} of {block.d_hidden:,} neurons and leaves less "
+            f"One tree of depth {spec.depth} is {spec.active_width} of {block.d_hidden:,} neurons and "
+            "leaves less "
             f"than {ENOUGH:.0%} of the possible gain: the blocks are too narrow for trees of this depth."
         ]
     width = dataclasses.replace(spec, trees=trees).active_width
     return [
-        f"Up to {trees} trees of depth {spec.depth} ({width:,} of {block.d_hidden:,} neurons) keep {ENOUGH:.0%} of "
+        f"Up to {trees} trees of depth {spec.depth} ({width:,} of {block.d_hidden:,} neurons) keep "
+        f"{ENOUGH:.0%} of "
         f"the possible gain; fewer save next to nothing more, so spend the budget on quality."
     ]
 
@@ -87,25 +90,30 @@ def _warnings(estimate: Estimate) -> list[str]:
     work, block, spec = estimate.work, estimate.block, estimate.spec
     if estimate.model_speedup_limit < POOR:
         said.append(
-            f"Not worth it at this context: what can be gained is under {POOR - 1:.0%}, and quality will drop."
+            f"Not worth it at this context: what can be gained is under {POOR - 1:.0%}, and quality "
+            "will drop."
         )
     if block.experts:
         said.append(
-            "The feedforward blocks are experts behind a router, which fffconvert leaves alone; the figures say "
-            "what a tree in the place of each layer's experts would bring over the experts that a token meets."
+            "The feedforward blocks are experts behind a router, which fffconvert leaves alone; the "
+            "figures say "
+            "what a tree in the place of each layer's experts would bring over the experts that a "
+            "token meets."
         )
     tokens = block.rows.at(work)
     even = break_even_tokens(block, spec)
     if even is not None and tokens >= even:
         said.append(
-            f"A pass of {tokens:,} tokens meets so many different nodes that their rows are as many bytes as the "
+            f"A pass of {tokens:,} tokens meets so many different nodes that their rows are as many "
+            "bytes as the "
             f"dense block (from {even:,} tokens on): memory traffic is no longer saved, only multiply-adds."
         )
     weights = roofline.weight_bytes(estimate.converted, estimate.dtype)
     machine = estimate.machine
     if machine is not None and weights > machine.memory_bytes:
         said.append(
-            f"The converted weights take {weights / 1e9:,.1f} GB, more than the {machine.memory_bytes / 1e9:,.0f} GB "
+            f"The converted weights take {weights / 1e9:,.1f} GB, more than the "
+            f"{machine.memory_bytes / 1e9:,.0f} GB "
             f"of one {machine.title}."
         )
     if machine is not None:
@@ -115,7 +123,8 @@ def _warnings(estimate: Estimate) -> list[str]:
         )
         if before.seconds / after.seconds < POOR:
             said.append(
-                f"On {machine.title} the expected gain is {before.seconds / after.seconds:.2f}x: the original is "
+                f"On {machine.title} the expected gain is {before.seconds / after.seconds:.2f}x: the "
+                "original is "
                 f"bound by {before.bound}, the converted model by {after.bound}."
             )
     if work.phase is Phase.TRAIN:

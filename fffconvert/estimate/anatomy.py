@@ -54,6 +54,7 @@ class Operation:
         elements: Numbers read and written per row, query and key, weights apart.
         query_elements: Numbers read and written per row and query.
         key_elements: Numbers read per sequence and key: the cache of keys and values.
+        written: Numbers of the result per row and query, and where nothing is multiplied per key.
         calls: How many equal operations this stands for.
         block: Index of the feedforward block it belongs to.
         shape: Widths of a linear map's input and output; (0, 0) for anything else.
@@ -70,6 +71,7 @@ class Operation:
     elements: float = 0.0
     query_elements: float = 0.0
     key_elements: float = 0.0
+    written: float = 0.0
     calls: int = 1
     block: int | None = None
     shape: tuple[int, int] = (0, 0)
@@ -87,6 +89,10 @@ class Operation:
         if self.query is None and self.rows.stream is Stream.FORWARD:
             keys = work.computed(self.key) // work.batch
         return self.queries(work) * keys
+
+    def result(self, work: Workload) -> float:
+        """Numbers in the result of one call."""
+        return self.written * (self.queries(work) if self.macs else self.size(work))
 
     def moved(self, work: Workload) -> float:
         """Numbers that one call reads and writes, weights apart."""
@@ -149,6 +155,10 @@ class Anatomy:
     def tokens(self, work: Workload) -> int:
         """Tokens, patches or frames that one forward pass computes, as the largest block sees them."""
         return max(1, self.main.at(work))
+
+    def stream_numbers(self, work: Workload) -> int:
+        """Numbers in one tensor of the residual stream."""
+        return self.tokens(work) * max(block.d_model for block in self.blocks)
 
     def macs(self, work: Workload) -> dict[Part, int]:
         """Multiply-adds of one forward pass by part: matrix products and attention, nothing else."""

@@ -62,8 +62,10 @@ class Budget:
         trees = int((self.active_fraction * block.macs - trunk) // (spec.macs_per_token - trunk))
         if trees < 1:
             raise FFFError(
-                f"active_fraction {self.active_fraction:g} of block {block.name} is less than one tree of depth "
-                f"{depth} with trunk {self.trunk} needs; expected at least {spec.macs_per_token / block.macs:.2g}"
+                f"active_fraction {self.active_fraction:g} of block {block.name} is less than one "
+                "tree of depth "
+                f"{depth} with trunk {self.trunk} needs; expected at least "
+                f"{spec.macs_per_token / block.macs:.2g}"
             )
         return replace(spec, trees=trees)
 
@@ -95,7 +97,8 @@ def deleted(anatomy: Anatomy) -> Anatomy:
 
 def distinct_nodes(spec: FFFSpec, tokens: int) -> float:
     """Nodes of all trees that so many tokens meet, if each branch is taken by half of those that reach it."""
-    return spec.trees * sum(2**k * (1 - (1 - 2.0**-k) ** tokens) for k in range(spec.depth + 1))
+    levels = (2.0**level for level in range(spec.depth + 1))
+    return spec.trees * sum(nodes * (1 - (1 - 1 / nodes) ** tokens) for nodes in levels)
 
 
 def break_even_tokens(block: Block, spec: FFFSpec) -> int | None:
@@ -128,16 +131,26 @@ def _layer(block: Block, spec: FFFSpec) -> list[Operation]:
         rows,
         macs=spec.macs_per_token - trunk,
         elements=float(width + spec.trees * (spec.depth + 2)),
+        written=spec.d_out,
         trees=spec,
     )
-    add = Operation("add", Part.FEEDFORWARD, rows, elements=2.0 * spec.d_out)
+    add = Operation("add", Part.FEEDFORWARD, rows, elements=2.0 * spec.d_out, written=spec.d_out)
     view = Operation("view", Part.FEEDFORWARD, rows)
     added = [tree, add, view, view]
     if spec.trunk:
         for shape in ((spec.d_in, spec.trunk), (spec.trunk, spec.d_out)):
             size = shape[0] * shape[1]
             added.append(
-                Operation("matmul", Part.FEEDFORWARD, rows, macs=size, weights=size, elements=sum(shape), shape=shape)
+                Operation(
+                    "matmul",
+                    Part.FEEDFORWARD,
+                    rows,
+                    macs=size,
+                    weights=size,
+                    elements=sum(shape),
+                    written=shape[1],
+                    shape=shape,
+                )
             )
         added.append(replace(add, elements=3.0 * spec.d_out))
     return added * block.calls

@@ -16,10 +16,18 @@ from torch import Tensor, fx, nn
 
 from fffconvert.errors import FFFError
 from fffconvert.estimate.anatomy import Anatomy, Block, Operation, Part, Rows
+from fffconvert.estimate.nodes import (
+    factors,
+    is_picked_weight,
+    is_view,
+    parameter_names,
+    row_count,
+    weights_of,
+)
 from fffconvert.estimate.workload import Stream
 from fffconvert.locate import FFNSite, Sites
-from fffconvert.locate.capture import ADDMMS, ATTENTIONS, CONVOLUTIONS, Capture
-from fffconvert.locate.operations import contraction, is_rearrangement, multiply_adds, name_of
+from fffconvert.locate.capture import ATTENTIONS, Capture
+from fffconvert.locate.operations import multiply_adds, name_of
 
 EXPERTS = "mixture of experts"
 """How `locate` begins its reason for leaving experts alone."""
@@ -100,7 +108,7 @@ class _Reader:
         self._nodes = list(captured.graph.nodes)
         self._sites = sites
         self._macs = {node: macs for node in self._nodes if (macs := multiply_adds(node))}
-        self._weights = {node: found for node in self._macs if (found := _weights(node))}
+        self._weights = {node: found for node in self._macs if (found := weights_of(node))}
         self._block_of = {
             name: index
             for index, site in enumerate(sites)
@@ -108,7 +116,7 @@ class _Reader:
             for name in projection.parameters
         }
         named = {s.name for s in sites.skipped if s.reason.startswith(EXPERTS)}
-        gathered = {self._path(node) for node in self._macs if any(map(_is_picked_weight, _factors(node)))}
+        gathered = {self._path(node) for node in self._macs if any(map(is_picked_weight, factors(node)))}
         self._experts = sorted(named | gathered)
         maps = [i for i, node in enumerate(self._nodes) if node in self._weights]
         inner = [i for i in maps if NUMBERED.search(self._path(self._nodes[i]))] or maps
@@ -122,7 +130,7 @@ class _Reader:
         rows = [0] * len(self._sites)
         for node, operation in self.operations:
             if operation.block is not None and node in self._weights and self._is_down(node):
-                rows[operation.block] += _row_count(node)
+                rows[operation.block] += row_count(node)
         dense = [_dense(site, self._sizes.rows(count)) for site, count in zip(self._sites, rows, strict=True)]
         return (*dense, *(self._mixture(path) for path in self._experts))
 
@@ -130,7 +138,7 @@ class _Reader:
         """Parameters by the part that reads them first; those that no operation reads are other."""
         owner: dict[str, Part] = {}
         for node, operation in self.operations:
-            for name in _parameter_names(node.all_input_nodes):
+            for name in parameter_names(node.all_input_nodes):
                 owner.setdefault(name, operation.part)
         aliases: dict[int, list[str]] = {}
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
@@ -159,7 +167,7 @@ class _Reader:
                 yield node, operation
 
     def _linear(self, node: fx.Node, block: int | None) -> Operation:
-        macs, count = self._macs[node], _row_count(node)
+        macs, count = self._macs[node], row_count(node)
         d_out = node.meta["value"].numel() // count
         return Operation(
             name_of(node),
@@ -168,6 +176,7 @@ class _Reader:
             macs=macs // count,
             weights=sum(weight.meta["value"].numel() for weight in self._weights[node]),
             elements=macs // (count * d_out) + d_out,
+            written=d_out,
             block=block,
             shape=(macs // (count * d_out), d_out),
         )
@@ -178,7 +187,7 @@ class _Reader:
         rows, first, others = self._axes(node)
         query, key = self._sizes.stream(first), next((size for size in others if self._sizes.stream(size)), 0)
         unit = rows * (first if query else 1) * (key or 1)
-        tensors = [source.meta["value"] for source in _factors(node)]
+        tensors = [source.meta["value"] for source in factors(node)]
         width = sum(tensor.shape[-1] for tensor in tensors[1:]) if len(tensors) > 2 else tensors[0].shape[-1]
         stored = node.target not in ATTENTIONS
         return Operation(
@@ -189,17 +198,20 @@ class _Reader:
             key=self._sizes.stream(key),
             macs=macs // unit,
             elements=float(stored),
+            written=node.meta["value"].numel() / (rows * (first if query else 1)),
             query_elements=float(width if width != key else node.meta["value"].shape[-1]),
             key_elements=sum(t.numel() for t in tensors[1:]) / (self._sizes.batch * key) if key else 0.0,
         )
 
     def _axes(self, node: fx.Node) -> tuple[int, int, list[int]]:
         """Of a product: how many matrices, their rows, and the other axes that grow or are summed over."""
-        tensors = [source.meta["value"] for source in _factors(node)]
+        tensors = [source.meta["value"] for source in factors(node)]
         if node.target is torch.einsum:
             result = node.meta["value"]
             streams = [size for size in result.shape if self._sizes.stream(size)]
-            inner = [size for size in tensors[0].shape if self._sizes.stream(size) and size not in result.shape]
+            inner = [
+                size for size in tensors[0].shape if self._sizes.stream(size) and size not in result.shape
+            ]
             return self._sizes.batch, streams[0] if streams else 0, streams[1:] + inner
         first, second = tensors[:2]
         if node.target in ATTENTIONS:
@@ -219,7 +231,9 @@ class _Reader:
             return None
         key = self._sizes.stream(result.shape[-1]) if result.ndim > 2 else None
         rows = max(1, math.prod(result.shape[:-1]))
-        moved = 0 if _is_view(node) else result.numel() + sum(tensor.numel() for tensor in tensors)
+        written = 0 if is_view(node) or name_of(node).endswith("_") else result.numel()
+        moved = 0 if is_view(node) else result.numel() + sum(tensor.numel() for tensor in tensors)
+        unit = rows * (result.shape[-1] if key else 1)
         block = self._block(node)
         if inside is not None and result.shape[-1] % self._sites[inside].d_hidden == 0:
             block = inside
@@ -228,7 +242,8 @@ class _Reader:
             self._place(node) if block is None else Part.FEEDFORWARD,
             self._sizes.rows(rows),
             key=key,
-            elements=moved / (rows * (result.shape[-1] if key else 1)),
+            elements=moved / unit,
+            written=written / unit,
             block=block,
         )
 
@@ -237,14 +252,14 @@ class _Reader:
         for index, expert in enumerate(self._experts, start=len(self._sites)):
             if path.startswith(f"{expert}."):
                 return index
-        names = _parameter_names(self._weights.get(node, ()))
+        names = parameter_names(self._weights.get(node, ()))
         return next((self._block_of[name] for name in names if name in self._block_of), None)
 
     def _is_down(self, node: fx.Node) -> bool:
         block = self._block(node)
         if block is None or block >= len(self._sites):
             return False
-        names = _parameter_names(self._weights[node])
+        names = parameter_names(self._weights[node])
         return set(names) <= set(self._sites[block].down.parameters)
 
     def _part(self, node: fx.Node) -> Part:
@@ -271,9 +286,7 @@ class _Reader:
         products = {
             node
             for node in self._macs
-            if node not in self._weights
-            and not node.meta["const"]
-            and not self._in_experts(self._path(node))
+            if node not in self._weights and not node.meta["const"] and not self._in_experts(self._path(node))
         }
         found: set[fx.Node] = set()
         for product in products:
@@ -360,56 +373,3 @@ def _dense(site: FFNSite, rows: Rows) -> Block:
         calls=site.shared_calls,
         feature_axis=site.placement.feature_axis,
     )
-
-
-def _row_count(node: fx.Node) -> int:
-    """Rows of a linear map or convolution."""
-    result: Tensor = node.meta["value"]
-    linear = contraction(node)
-    if linear is not None:
-        return result.numel() // linear.d_out
-    return result.numel() // (result.shape[1] if node.target in CONVOLUTIONS else result.shape[-1])
-
-
-def _factors(node: fx.Node) -> list[fx.Node]:
-    """What a product multiplies: not what is added to it, such as biases and masks."""
-    added = node.args[0] if node.target in ADDMMS or name_of(node) == "baddbmm" else None
-    sources = [source for source in node.all_input_nodes if source is not added]
-    sources = sources[: 3 if node.target in ATTENTIONS else 2]
-    return sources if len(sources) > 1 else 2 * sources
-
-
-def _weights(node: fx.Node) -> list[fx.Node]:
-    """Parameters of two or more axes that a product multiplies data with."""
-    sources = [source for source in _factors(node) if source.meta["const"]]
-    if len(sources) == len(_factors(node)) or node.target in ATTENTIONS:
-        return []
-    return [s for s in sources if s.meta["value"].ndim > 1 and _parameter_names([s])]
-
-
-def _is_picked_weight(node: fx.Node) -> bool:
-    """Whether a factor is a matrix for each token, picked from a parameter by a router."""
-    while is_rearrangement(node) and not node.meta["const"]:
-        node = node.all_input_nodes[0]
-    if name_of(node) not in {"index", "index_select"} or node.meta["const"]:
-        return False
-    table = node.all_input_nodes[0]
-    return bool(table.meta["const"] and table.meta["value"].ndim > 2 and _parameter_names([table]))
-
-
-def _parameter_names(nodes: Iterable[fx.Node]) -> list[str]:
-    """Names of the parameters that constants are made of."""
-    names: list[str] = []
-    pending = [node for node in nodes if node.meta["const"]]
-    while pending:
-        node = pending.pop(0)
-        if node.op == "get_attr" and isinstance(node.meta["value"], nn.Parameter):
-            names.append(str(node.target))
-        pending += node.all_input_nodes
-    return names
-
-
-def _is_view(node: fx.Node) -> bool:
-    if not is_rearrangement(node):
-        return False
-    return not isinstance(node.target, torch._ops.OpOverload) or bool(node.target.is_view)

@@ -19,8 +19,8 @@ from fffconvert.errors import FFFError
 
 BYTES = {"float64": 8.0, "float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 """Bytes of one number."""
-Curve = Sequence[tuple[float, float]]
-"""Rates by size: (size, rate), sizes rising."""
+Table = Sequence[tuple[float, Any]]
+"""Rates by size: (size, rate) with rising sizes, or (size, table by a second size)."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,20 @@ class Rates:
     """What was measured on a machine, beyond what a peak says.
 
     Attributes:
-        matmul: Multiply-adds per second of a linear map, for each number of weights: by rows.
-        attention: The same of attention: by keys.
-        tree: Multiply-adds per second of the trees, for each number of nodes of one tree: by rows.
+        matmul: Multiply-adds per second of a linear map, by number of weights and rows.
+        attention: The same of attention, by keys.
+        tree: The same of the trees, by width, nodes of one tree, and rows.
         elementwise: Bytes per second by the name of the operation: by bytes.
+        fresh: Bytes per second of memory that the process gets for the first time, beside what is done to it.
+        fresh_share: Share of a result's memory that is: by bytes of the result.
     """
 
-    matmul: Sequence[tuple[float, Curve]]
-    attention: Curve
-    tree: Sequence[tuple[float, Curve]]
-    elementwise: Mapping[str, Curve]
+    matmul: Table
+    attention: Table
+    tree: Table
+    elementwise: Mapping[str, Table]
+    fresh: float
+    fresh_share: Table
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,13 @@ class Hardware:
         numbers |= {f"flops.{dtype}": rate for dtype, rate in dict(values["flops"]).items()}
         for name, number in numbers.items():
             if not isinstance(number, (int, float)) or not (number > 0 and math.isfinite(number)):
-                raise FFFError(f"{name} of machine {values['name']} is {number!r}; expected a positive number")
+                raise FFFError(
+                    f"{name} of machine {values['name']} is {number!r}; expected a positive number"
+                )
         if "float32" not in values["flops"]:
-            raise FFFError(f"flops of machine {values['name']} lacks float32, the dtype that every machine has")
+            raise FFFError(
+                f"flops of machine {values['name']} lacks float32, the dtype that every machine has"
+            )
         rates = values.get("rates")
         return cls(**{**values, "rates": Rates(**rates) if isinstance(rates, Mapping) else rates})
 
@@ -117,7 +125,9 @@ class Hardware:
 def machines() -> dict[str, Hardware]:
     """The machines that are known by name."""
     text = files("fffconvert.estimate").joinpath("hardware.yaml").read_text(encoding="utf-8")
-    return {name: Hardware.from_dict({"name": name, **values}) for name, values in yaml.safe_load(text).items()}
+    return {
+        name: Hardware.from_dict({"name": name, **values}) for name, values in yaml.safe_load(text).items()
+    }
 
 
 def hardware(name: str) -> Hardware:
@@ -134,23 +144,30 @@ def hardware(name: str) -> Hardware:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FFFError(f"cannot read hardware {name}: {error}; expected what --save-hardware writes") from None
+        raise FFFError(
+            f"cannot read hardware {name}: {error}; expected what --save-hardware writes"
+        ) from None
     if not isinstance(values, dict):
         raise FFFError(f"{name} holds no machine; expected what --save-hardware writes")
     return Hardware.from_dict(values)
 
 
-def at(curve: Curve, size: float) -> float:
-    """The rate at a size: straight between the measured points on logarithmic axes, level outside them."""
-    sizes = [point[0] for point in curve]
+def at(table: Table, size: float, *further: float) -> float:
+    """The rate at a size; of a table of tables, at several sizes.
+
+    It is straight between the measured points on logarithmic axes, and level outside them.
+    """
+    sizes = [point[0] for point in table]
     index = bisect_right(sizes, size)
-    if index == 0 or index == len(curve):
-        return curve[min(index, len(curve) - 1)][1]
-    (low, first), (high, second) = curve[index - 1], curve[index]
-    share = math.log(size / low) / math.log(high / low)
+    if index in (0, len(table)):
+        return _value(table[min(index, len(table) - 1)][1], further)
+    low, high = table[index - 1], table[index]
+    share = math.log(size / low[0]) / math.log(high[0] / low[0])
+    first, second = _value(low[1], further), _value(high[1], further)
+    if min(first, second) <= 0:
+        return (1 - share) * first + share * second
     return math.exp((1 - share) * math.log(first) + share * math.log(second))
 
 
-def at_both(surface: Sequence[tuple[float, Curve]], first: float, second: float) -> float:
-    """The rate at two sizes, of which `first` chooses between curves."""
-    return at([(size, at(curve, second)) for size, curve in surface], first)
+def _value(entry: Any, sizes: tuple[float, ...]) -> float:
+    return at(entry, *sizes) if sizes else float(entry)

@@ -19,6 +19,8 @@ from fffconvert.errors import FFFError
 from fffconvert.estimate.anatomy import Anatomy
 from fffconvert.estimate.record import record
 
+LARGE = 2_000_000_000
+"""Parameters of the largest model that is run with random weights."""
 SMALL = 400_000_000
 """Parameters up to which a model that does not run on the meta device is built with random weights."""
 
@@ -41,10 +43,10 @@ class Preset:
     parameters: int
     source: str
 
-    def build(self) -> nn.Module:
-        """The model on the meta device: shapes without weights."""
+    def build(self, device: str = "meta") -> nn.Module:
+        """The model with random weights; on the meta device, shapes without weights."""
         cls = getattr(transformers, self.architecture)
-        with torch.device("meta"):
+        with torch.device(device):
             model: nn.Module = cls(cls.config_class(**self.config))
         return model.eval()
 
@@ -104,6 +106,23 @@ def anatomy_of(
         if parameters > SMALL:
             raise
         return record(hub.load_random(model, **options).model)
+
+
+def built_with_weights(name: str) -> nn.Module:
+    """A model by name on the CPU, with random weights, in eval mode.
+
+    Raises:
+        FFFError: There is no such model, or it is too large to run here.
+    """
+    known = preset(name)
+    if known is None:
+        model: nn.Module = hub.load_random(name).model
+        return model
+    if known.parameters > LARGE:
+        raise FFFError(
+            f"{name} has {known.parameters:,} parameters; at most {LARGE:,} are run here to compare"
+        )
+    return known.build("cpu")
 
 
 def _check_dense(config: Any, name: str) -> None:

@@ -31,7 +31,9 @@ def plot(rows: Sequence[dict[str, Any]], over: Sweep, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise FFFError("plots need matplotlib, which is not installed; pip install 'fffconvert[plots]'") from None
+        raise FFFError(
+            "plots need matplotlib, which is not installed; pip install 'fffconvert[plots]'"
+        ) from None
     key, label = AXES[over]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -39,9 +41,13 @@ def plot(rows: Sequence[dict[str, Any]], over: Sweep, path: Path) -> None:
     for model in dict.fromkeys(row["model"] for row in rows) if over is not Sweep.MODEL else (None,):
         mine = sorted((row for row in rows if model in (None, row["model"])), key=lambda row: row[key])
         x = [row[key] for row in mine]
-        style = {} if model else {"linestyle": "none"}
-        (line,) = axes.plot(x, [r["model_speedup"] for r in mine], marker="o", markersize=4, label=model, **style)
-        axes.plot(x, [r["model_speedup_limit"] for r in mine], "--", color=line.get_color(), alpha=0.6, **style)
+        style: dict[str, Any] = {} if model else {"linestyle": "none"}
+        (line,) = axes.plot(
+            x, [r["model_speedup"] for r in mine], marker="o", markersize=4, label=model, **style
+        )
+        axes.plot(
+            x, [r["model_speedup_limit"] for r in mine], "--", color=line.get_color(), alpha=0.6, **style
+        )
         if timed:
             y = [row["roofline_speedup"] for row in mine]
             axes.plot(x, y, ":", color=line.get_color(), marker="^", markersize=4, **style)

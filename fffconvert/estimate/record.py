@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
 from fffconvert.errors import FFFError
 from fffconvert.estimate.anatomy import Anatomy
@@ -19,7 +20,6 @@ from fffconvert.locate import Sites
 from fffconvert.locate.capture import Capture, capture
 from fffconvert.locate.inputs import example_inputs
 from fffconvert.locate.match import find_blocks
-
 
 TEXT = Sizes(batch=3, length=13, decoder_length=11)
 CONTENT = {"input_ids", "decoder_input_ids", "pixel_values", "input_features", "input_values"}
@@ -76,14 +76,14 @@ def weightless(model: nn.Module) -> Iterator[None]:
     if not any(parameter.is_meta for parameter in model.parameters()):
         yield
         return
-    before = model.get_experts_implementation() if hasattr(model, "get_experts_implementation") else {}
-    if before:
+    before = model.get_experts_implementation() if isinstance(model, PreTrainedModel) else {}
+    if isinstance(model, PreTrainedModel):
         model.set_experts_implementation("batched_mm")
     try:
-        with _Ones():
+        with _Ones():  # type: ignore[no-untyped-call]
             yield
     finally:
-        if before:
+        if isinstance(model, PreTrainedModel):
             model.set_experts_implementation(before)
 
 
@@ -101,6 +101,6 @@ def _generates(model: nn.Module, inputs: Mapping[str, Any]) -> Stream | None:
     if "decoder_input_ids" in inputs:
         return Stream.DECODER
     can_generate = getattr(model, "can_generate", None)
-    if isinstance(inputs.get("input_ids"), Tensor) and can_generate is not None and can_generate():
+    if "input_ids" in inputs and callable(can_generate) and can_generate():
         return Stream.TOKEN
     return None

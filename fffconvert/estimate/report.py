@@ -162,7 +162,8 @@ class Estimate:
         """
         work = Workload(1, self.work.context, Phase.PREFILL, self.work.generates)
         per_token = [
-            2 * sum(anatomy.macs(work).values()) / anatomy.tokens(work) for anatomy in (self.anatomy, self.converted)
+            2 * sum(anatomy.macs(work).values()) / anatomy.tokens(work)
+            for anatomy in (self.anatomy, self.converted)
         ]
         dense, student = (3 * self.tokens * flops for flops in per_token)
         distilled = student + self.tokens * per_token[0]
@@ -182,7 +183,9 @@ class Estimate:
         return found
 
     def _contexts(self) -> list[int]:
-        grows = any(o.key is not None or o.rows.stream.value.endswith("token") for o in self.anatomy.operations)
+        grows = any(
+            o.key is not None or o.rows.stream.value.endswith("token") for o in self.anatomy.operations
+        )
         return sorted({*CONTEXTS, self.work.context}) if grows else [self.work.context]
 
     def _context_row(self, context: int) -> dict[str, Any]:
@@ -237,8 +240,8 @@ def estimate(
     """Estimate what fast feedforward layers would bring to a model, without its weights.
 
     Args:
-        model: A name such as "gpt3-175b", a hub id, a folder, a config.json, a GGUF file, `pkg:DIST[/PATH]`, or
-            a module.
+        model: A name such as "gpt3-175b", a hub id, a folder, a config.json, a GGUF file, `pkg:DIST[/PATH]`,
+            or a module.
         depth: Depth of the trees; by default the least with as many nodes as the block has neurons.
         trees: Trees side by side; 1 by default.
         trunk: Rank of the always-active linear map.

@@ -1,8 +1,8 @@
 """How long a forward pass takes on a machine.
 
 On a machine of the list each operation takes the longer of computing and moving memory, at peak rates, plus
-its call: a bound that real code does not beat. On a measured machine each takes what operations of its kind and
-size were measured to take.
+its call: a bound that real code does not beat. On a measured machine each takes what operations of its kind
+and size were measured to take, and what the memory of a wide result costs at its first touch.
 
 Reference: Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009.
 """
@@ -13,9 +13,15 @@ from dataclasses import dataclass
 
 from fffconvert.estimate.anatomy import Anatomy, Operation, Part
 from fffconvert.estimate.conversion import distinct_nodes
-from fffconvert.estimate.hardware import BYTES, Hardware, at, at_both
+from fffconvert.estimate.hardware import BYTES, Hardware, Rates, at
 from fffconvert.estimate.workload import Workload
 from fffconvert.plan import FFFSpec
+
+ALWAYS_FRESH = 1 << 25
+"""Bytes from which on the C library returns memory at once.
+
+Reference: mallopt(3) of glibc, M_MMAP_THRESHOLD.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,17 @@ def duration(anatomy: Anatomy, work: Workload, machine: Hardware, dtype: str = "
     for operation in anatomy.operations:
         if not operation.size(work):
             continue
-        compute, memory = _busy(operation, work, machine, dtype)
+        if machine.rates is None:
+            compute, memory = _peak(operation, work, machine, dtype)
+        else:
+            compute, memory = (
+                _measured(operation, work, machine.rates),
+                _fresh(operation, anatomy, work, machine.rates),
+            )
         view = not (operation.macs or operation.elements)
         calls = 0.0 if view and machine.rates is None else operation.calls * machine.call_us * 1e-6
-        busy = passes * operation.calls * max(compute, memory)
+        busy = max(compute, memory) if machine.rates is None else compute + memory
+        busy *= passes * operation.calls
         if compute >= memory:
             computing += busy
         else:
@@ -110,34 +123,38 @@ def _tree_weights(spec: FFFSpec, rows: int) -> float:
     return nodes + leaves * spec.leaf_width * (spec.d_in * (2 if spec.leaf_gated else 1) + spec.d_out)
 
 
-def _busy(operation: Operation, work: Workload, machine: Hardware, dtype: str) -> tuple[float, float]:
-    """Seconds of computing and of moving memory of one call."""
-    size, rows = operation.size(work), operation.queries(work)
-    macs = operation.macs * size
-    moved = (operation.moved(work) + _weights(operation, rows)) * BYTES[dtype]
-    if machine.rates is not None:
-        return _measured(operation, work, machine, macs, moved)
-    if operation.trees is not None:
-        stored = _weights(operation, rows) * BYTES[dtype]
-        visits = macs * BYTES[dtype]
-        memory = moved / machine.memory_bandwidth(moved) + visits / machine.memory_bandwidth(stored)
-        return 2 * macs / machine.vector_flops, memory
-    return 2 * macs / machine.peak(dtype), moved / machine.memory_bandwidth(moved)
+def _peak(operation: Operation, work: Workload, machine: Hardware, dtype: str) -> tuple[float, float]:
+    """Seconds of computing and of moving memory of one call, at peak rates."""
+    macs = operation.macs * operation.size(work)
+    stored = _weights(operation, operation.queries(work)) * BYTES[dtype]
+    moved = operation.moved(work) * BYTES[dtype] + stored
+    if operation.trees is None:
+        return 2 * macs / machine.peak(dtype), moved / machine.memory_bandwidth(moved)
+    # Each token reads its own rows, from the cache if those of all tokens fit in there.
+    visits = macs * BYTES[dtype] / machine.memory_bandwidth(stored)
+    return 2 * macs / machine.vector_flops, moved / machine.memory_bandwidth(moved) + visits
 
 
-def _measured(
-    operation: Operation, work: Workload, machine: Hardware, macs: int, moved: float
-) -> tuple[float, float]:
-    rates = machine.rates
-    assert rates is not None
-    if operation.trees is not None:
-        return macs / at_both(rates.tree, operation.trees.nodes, operation.rows.at(work)), 0.0
+def _measured(operation: Operation, work: Workload, rates: Rates) -> float:
+    """Seconds of one call at measured rates, in memory that was used before."""
+    macs, rows, spec = operation.macs * operation.size(work), operation.rows.at(work), operation.trees
+    if spec is not None:
+        return macs / at(rates.tree, spec.d_in, spec.nodes, rows)
     if operation.weights:
-        return macs / at_both(rates.matmul, operation.weights, operation.rows.at(work)), 0.0
+        return macs / at(rates.matmul, operation.weights, rows)
     if operation.macs:
-        keys = work.length(operation.key) if operation.key is not None else 1
-        return macs / at(rates.attention, keys), 0.0
-    if not moved:
-        return 0.0, 0.0
-    curve = rates.elementwise.get(operation.name, rates.elementwise["add"])
-    return 0.0, moved / at(curve, moved)
+        return macs / at(rates.attention, work.length(operation.key) if operation.key is not None else 1)
+    moved = operation.moved(work) * BYTES["float32"]
+    return (
+        moved / at(rates.elementwise.get(operation.name, rates.elementwise["add"]), moved) if moved else 0.0
+    )
+
+
+def _fresh(operation: Operation, anatomy: Anatomy, work: Workload, rates: Rates) -> float:
+    """Seconds that the first touch of a result's memory costs: of results wider than the residual stream.
+
+    Those end the heap, which shrinks when they are freed; the others find the memory of their predecessors.
+    """
+    result = operation.result(work) * BYTES["float32"]
+    wide = result > 1.5 * anatomy.stream_numbers(work) * BYTES["float32"] or result > ALWAYS_FRESH
+    return result * at(rates.fresh_share, result) / rates.fresh if wide else 0.0

@@ -100,7 +100,8 @@ def _row(estimate: Estimate) -> dict[str, Any]:
     work, after, block, spec = estimate.work, estimate.converted, estimate.block, estimate.spec
     tokens = estimate.anatomy.tokens(work)
     moved, moved_after = (
-        sum(roofline.moved_bytes(anatomy, work, estimate.dtype).values()) for anatomy in (estimate.anatomy, after)
+        sum(roofline.moved_bytes(anatomy, work, estimate.dtype).values())
+        for anatomy in (estimate.anatomy, after)
     )
     row: dict[str, Any] = {
         "model": estimate.model,

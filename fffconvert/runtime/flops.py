@@ -13,7 +13,7 @@ import fffconvert.runtime.ops  # noqa: F401 (it defines the op)
 Shape = Sequence[int]
 
 
-@register_flop_formula(torch.ops.fffconvert.cmm)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.fffconvert.cmm)
 def cmm_flops(
     x: Shape,
     in_weight: Shape,

@@ -17,7 +17,9 @@ def input_ids(context: Context) -> Tensor:
     For multiple choice they are [2, 2, length].
     """
     if context.has_head("MultipleChoice"):
-        return random_tokens(context, context.length, 2 * context.batch).reshape(context.batch, 2, context.length)
+        return random_tokens(context, context.length, 2 * context.batch).reshape(
+            context.batch, 2, context.length
+        )
     runs = [
         torch.cat([context.constant(token, context.batch, count) for token, count in run], dim=1)
         for run in placeholders(context)
@@ -78,7 +80,9 @@ def attention_mask(context: Context) -> Tensor | None:
         content = context.get(name)
         if content is not None:
             return context.constant(1, *content.shape[:axes])
-    return context.constant(1, context.batch, context.length) if "attention_mask" in context.required else None
+    return (
+        context.constant(1, context.batch, context.length) if "attention_mask" in context.required else None
+    )
 
 
 @makes("task_inputs", only_required=True)
