@@ -15,6 +15,7 @@ import wrapt
 
 if TYPE_CHECKING:
     from fffconvert.convert import convert, restore
+    from fffconvert.deploy import deploy
     from fffconvert.errors import FFFError
     from fffconvert.estimate import estimate
     from fffconvert.hub import load
@@ -30,6 +31,7 @@ __all__ = [
     "FFFSpec",
     "FFNSite",
     "convert",
+    "deploy",
     "estimate",
     "load",
     "locate",
@@ -43,6 +45,7 @@ _HOMES = {
     "FFFSpec": "fffconvert.plan",
     "FFNSite": "fffconvert.locate",
     "convert": "fffconvert.convert",
+    "deploy": "fffconvert.deploy",
     "estimate": "fffconvert.estimate",
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",

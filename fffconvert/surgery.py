@@ -38,19 +38,26 @@ def replace(model: nn.Module, layers: Mapping[FFNSite, nn.Module]) -> None:
     earlier = _replaced.setdefault(model, Replaced())
     earlier.swaps += record.swaps
     earlier.settings += record.settings
+    earlier.layers += [(layer, site) for site, layer in layers.items()]
+
+
+def original(model: nn.Module, layer: nn.Module) -> nn.Module | None:
+    """The block whose place a layer took, as a module; None if this process did not replace it."""
+    record = _replaced.get(model, Replaced())
+    return next((site.dense() for placed, site in record.layers if placed is layer), None)
 
 
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[None]:
     """Take back what is replaced in the body if that fails; earlier replacements stay."""
     before = _replaced.get(model, Replaced())
-    swaps, settings = len(before.swaps), len(before.settings)
+    swaps, settings, layers = len(before.swaps), len(before.settings), len(before.layers)
     try:
         yield
     except BaseException:
         record = _replaced.get(model, Replaced())
         Replaced(record.swaps[swaps:], record.settings[settings:]).undo()
-        del record.swaps[swaps:], record.settings[settings:]
+        del record.swaps[swaps:], record.settings[settings:], record.layers[layers:]
         raise
 
 
@@ -141,10 +148,11 @@ def _run(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
 
 @dataclass
 class Replaced:
-    """What was taken out of a model."""
+    """What was taken out of a model, and the layers that stand there now."""
 
     swaps: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
     settings: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
+    layers: list[tuple[nn.Module, FFNSite]] = field(default_factory=list)
 
     def undo(self) -> None:
         """Put everything back."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fffconvert.cli.tables import columns, pairs
+from fffconvert.cli.tables import pairs
 
 Row = Mapping[str, Any]
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -19,6 +19,14 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{prefix}"
     return f"{number:.3g}"
+
+
+def columns(title: str, names: Sequence[str], left: Sequence[str]) -> Table:
+    """An empty table; the columns named in `left` are aligned left, the others right."""
+    table = Table(title=title, title_justify="left")
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    return table
 
 
 def headline(found: Row) -> Table:

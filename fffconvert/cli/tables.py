@@ -10,7 +10,7 @@ from rich.table import Table
 
 def blocks(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The feedforward blocks of a model, from the `blocks` of `inspect --json`."""
-    table = columns(
+    table = _table(
         "feedforward blocks",
         ("name", "layer", "kind", "d_model", "d_hidden", "activation", "bias", "calls", "parameters", "MACs"),
         left=("name", "kind", "activation", "bias"),
@@ -31,9 +31,31 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def deployments(rows: Iterable[Mapping[str, Any]], tokens: Sequence[int]) -> Table:
+    """What computes each layer, from the `layers` of `deploy --json`."""
+    counts = "/".join(map(str, tokens))
+    table = _table(
+        "deployment",
+        ("name", "backend", "rows", f"µs for {counts} tokens", "dense block", "error", "reason"),
+        left=("name", "backend", "rows", "reason"),
+    )
+    for row in rows:
+        dense = row["dense_microseconds"]
+        table.add_row(
+            row["name"],
+            row["backend"],
+            row["dtype"],
+            " / ".join(f"{value:.0f}" for value in row["microseconds"]),
+            "not at hand" if dense is None else " / ".join(f"{value:.0f}" for value in dense),
+            f"{row['error']:.1e}",
+            row["reason"],
+        )
+    return table
+
+
 def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
     """What looked like a block and was passed over."""
-    table = columns("passed over", ("name", "reason"), left=("name", "reason"))
+    table = _table("passed over", ("name", "reason"), left=("name", "reason"))
     for row in rows:
         table.add_row(row["name"] or "(model)", row["reason"])
     return table
@@ -41,7 +63,7 @@ def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     """FFF layers, planned, fitted or found in a checkpoint; what is not known of them is left out."""
-    table = columns(
+    table = _table(
         "fast feedforward layers",
         ("name", "trees", "trunk", "width", "MACs left", "R²", "R² per token", "parameters", "before"),
         left=("name",),
@@ -64,7 +86,7 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def similarity(models: Mapping[str, Mapping[str, float]]) -> Table:
     """How well models judge the similarity of sentences."""
-    table = columns(
+    table = _table(
         "similarity of sentences",
         ("model", "rank correlation with grades", "correlation with the original"),
         left=("model",),
@@ -85,9 +107,8 @@ def pairs(values: Mapping[str, Any]) -> Table:
     return table
 
 
-def columns(title: str, names: Sequence[str], left: Sequence[str]) -> Table:
-    """An empty table; the columns named in `left` are aligned left, the others right."""
+def _table(title: str, columns: Sequence[str], left: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
-    for column in names:
+    for column in columns:
         table.add_column(column, justify="left" if column in left else "right", overflow="fold")
     return table

@@ -126,17 +126,15 @@ def _layer(block: Block, spec: FFFSpec) -> list[Operation]:
     width = spec.d_in + spec.d_out
     trunk = spec.trunk * width
     tree = Operation(
-        "cmm",
+        "cmm_inference",
         Part.FEEDFORWARD,
         rows,
         macs=spec.macs_per_token - trunk,
-        elements=float(width + spec.trees * (spec.depth + 2)),
+        elements=float(width),
         written=spec.d_out,
         trees=spec,
     )
-    add = Operation("add", Part.FEEDFORWARD, rows, elements=2.0 * spec.d_out, written=spec.d_out)
-    view = Operation("view", Part.FEEDFORWARD, rows)
-    added = [tree, add, view, view]
+    added = [tree]
     if spec.trunk:
         for shape in ((spec.d_in, spec.trunk), (spec.trunk, spec.d_out)):
             size = shape[0] * shape[1]
@@ -152,7 +150,7 @@ def _layer(block: Block, spec: FFFSpec) -> list[Operation]:
                     shape=shape,
                 )
             )
-        added.append(replace(add, elements=3.0 * spec.d_out))
+        added.append(Operation("add_", Part.FEEDFORWARD, rows, elements=3.0 * spec.d_out))
     return added * block.calls
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fffconvert.runtime import flops  # noqa: F401 (it registers its formula)
 from fffconvert.runtime.activations import ACTIVATIONS, Activation
-from fffconvert.runtime.ops import cmm
-from fffconvert.runtime.reference import Weights
+from fffconvert.runtime.inference import Inference
+from fffconvert.runtime.ops import cmm, cmm_inference
+from fffconvert.runtime.reference import Scales, Weights
 
-__all__ = ["ACTIVATIONS", "Activation", "Weights", "cmm"]
+__all__ = ["ACTIVATIONS", "Activation", "Inference", "Scales", "Weights", "cmm", "cmm_inference"]

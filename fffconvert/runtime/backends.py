@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from fffconvert.runtime import cpu as native
+from fffconvert.runtime.backend import Backend
+
 FEATURES = (
     "avx2",
     "fma",
@@ -22,21 +25,6 @@ FEATURES = (
     "bf16",
 )
 """CPU features that kernels may use, as /proc/cpuinfo spells them (the last two on Arm)."""
-
-
-@dataclass(frozen=True)
-class Backend:
-    """One implementation of the op.
-
-    Attributes:
-        name: What it is called on the command line.
-        available: Whether it can run here.
-        reason: Why not; for one that can, what it is.
-    """
-
-    name: str
-    available: bool
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,7 @@ def backends() -> list[Backend]:
     """All backends that this release knows."""
     return [
         Backend("reference", True, "plain torch, on any device"),
-        Backend("cpu", False, "this release brings no native CPU kernel; the reference is used"),
+        native.status(),
         Backend("cupy", False, "this release brings no CUDA kernel; the reference is used"),
     ]
 

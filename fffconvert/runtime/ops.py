@@ -1,4 +1,4 @@
-"""The ops `fffconvert::cmm` and `fffconvert::cmm_backward`: schema, argument rules, shapes, default kernel.
+"""The ops `cmm`, `cmm_backward` and `cmm_inference`: schema, argument rules, shapes, default kernel.
 
 The reference is the default kernel on every device; a native kernel overrides it on its own.
 """
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from fffconvert.runtime import reference
 from fffconvert.runtime.activations import ACTIVATIONS
-from fffconvert.runtime.reference import Weights
+from fffconvert.runtime.reference import Scales, Weights
 
 _WEIGHTS = (
     "Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor? leaf_constant, "
     "Tensor? leaf_in_weight, Tensor? leaf_in_bias, Tensor? leaf_gate_weight, Tensor? leaf_gate_bias, "
     "Tensor? leaf_out_weight"
 )
+_SCALES = ", ".join(f"Tensor? {name}_scale" for name in Scales._fields)
 _PLAIN = ["leaf_in_weight", "leaf_in_bias", "leaf_out_weight"]
 _GATED = ["leaf_in_weight", "leaf_in_bias", "leaf_gate_weight", "leaf_gate_bias", "leaf_out_weight"]
 
@@ -48,23 +49,90 @@ def cmm(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, T
     return result
 
 
+def cmm_inference(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str) -> Tensor:
+    """Multiply conditionally and return the outputs alone; not differentiable.
+
+    Args:
+        x: [tokens, d_in]
+        bias: [d_out], added to every output.
+        weights: The trees; rows (and constants) of one dtype, biases in floating point.
+        scales: With int8 rows, what each is multiplied by; empty otherwise.
+        activation: A key of `ACTIVATIONS`.
+
+    Returns:
+        [tokens, d_out] in the dtype of `x`.
+
+    Raises:
+        RuntimeError: Shapes or dtypes do not fit, or the activation is unknown.
+    """
+    y: Tensor = torch.ops.fffconvert.cmm_inference(x, bias, *weights, *scales, activation)
+    return y
+
+
 def check_arguments(x: Tensor, weights: Weights, activation: str) -> None:
     """Hold the arguments of `cmm` against the op's rules; every kernel starts with this.
 
     Raises:
         RuntimeError: A rule is broken; the message says what was found and what was expected.
     """
+    dtypes = sorted({str(tensor.dtype) for tensor in weights if tensor is not None})
+    _rule(
+        len(dtypes) == 1 and weights.in_weight.is_floating_point() and x.is_floating_point(),
+        lambda: f"x is {x.dtype}, weights are {', '.join(dtypes)}; expected one floating point dtype each",
+    )
+    _check_structure(x, weights, activation)
+
+
+def check_inference_arguments(
+    x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str
+) -> None:
+    """Hold the arguments of `cmm_inference` against the op's rules; every kernel starts with this.
+
+    Raises:
+        RuntimeError: A rule is broken; the message says what was found and what was expected.
+    """
+    rows = {name: getattr(weights, name) for name in Scales._fields if getattr(weights, name) is not None}
+    vectors = {name: w for name, w in weights._asdict().items() if name.endswith("bias") and w is not None}
+    dtypes = sorted({str(tensor.dtype) for tensor in rows.values()})
+    integer = weights.in_weight.dtype == torch.int8
+    _rule(
+        len(dtypes) == 1 and (integer or weights.in_weight.is_floating_point()),
+        lambda: f"rows are {', '.join(dtypes)}; expected one floating point dtype, or int8",
+    )
+    _rule(
+        all(tensor.is_floating_point() for tensor in (x, bias, *vectors.values())),
+        lambda: f"x is {x.dtype}, bias is {bias.dtype}; expected floating point, and so for all biases",
+    )
+    _check_structure(x, weights, activation)
+    d_out = weights.out_weight.shape[2]
+    _check_shape("bias", bias, f"[{d_out}]", bias.shape == (d_out,))
+    for name, scale in scales._asdict().items():
+        _check_scale(name, scale, rows[name] if integer and name in rows else None)
+
+
+def _check_scale(name: str, scale: Tensor | None, rows: Tensor | None) -> None:
+    """Hold a scale against the int8 rows that it belongs to."""
+    _rule(
+        (scale is None) == (rows is None),
+        lambda: (
+            f"{name}_scale is {'missing' if scale is None else 'given'}; "
+            "expected one scale for each row of int8 weights, and none with other dtypes"
+        ),
+    )
+    if scale is not None and rows is not None:
+        shape = rows.shape[:-1]
+        fits = scale.shape == shape and scale.dtype == torch.float32
+        _check_shape(f"{name}_scale", scale, f"{list(shape)} in float32", fits)
+
+
+def _check_structure(x: Tensor, weights: Weights, activation: str) -> None:
+    """Hold shapes against one another."""
     _rule(activation in ACTIVATIONS, lambda: f"unknown activation {activation!r}")
     tensors = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
     block = [name for name in tensors if name in _GATED]
     _rule(
         block in ([], _PLAIN, _GATED),
         lambda: f"leaf blocks have only {', '.join(block)}; expected {', '.join(_PLAIN)}, or the gate's too",
-    )
-    dtypes = sorted({str(tensor.dtype) for tensor in tensors.values()})
-    _rule(
-        len(dtypes) == 1 and weights.in_weight.is_floating_point() and x.is_floating_point(),
-        lambda: f"x is {x.dtype}, weights are {', '.join(dtypes)}; expected one floating point dtype each",
     )
     for name, rank in (("in_weight", 3), ("out_weight", 3), ("leaf_out_weight", 4)):
         if name in tensors:
@@ -165,3 +233,30 @@ def _refuse(ctx: Any, *grads: Tensor) -> None:
 
 
 torch.library.register_autograd("fffconvert::cmm_backward", _refuse)
+
+
+torch.library.define(
+    "fffconvert::cmm_inference", f"(Tensor x, Tensor bias, {_WEIGHTS}, {_SCALES}, str activation) -> Tensor"
+)
+
+
+def split_inference_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Scales, str]:
+    """Take the arguments of `cmm_inference` after x and bias apart."""
+    *tensors, activation = arguments
+    count = len(Weights._fields)
+    return Weights(*tensors[:count]), Scales(*tensors[count:]), activation
+
+
+@torch.library.register_fake("fffconvert::cmm_inference")  # type: ignore[untyped-decorator]
+def _cmm_inference_fake(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    weights, scales, activation = split_inference_arguments(rest)
+    check_inference_arguments(x, bias, weights, scales, activation)
+    return x.new_empty(x.shape[0], weights.out_weight.shape[2])
+
+
+@torch.library.impl("fffconvert::cmm_inference", "default")
+def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    weights, scales, activation = split_inference_arguments(rest)
+    check_inference_arguments(x, bias, weights, scales, activation)
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.inference(x, bias, weights, scales, activation)

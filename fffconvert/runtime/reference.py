@@ -85,6 +85,26 @@ class Weights(NamedTuple):
         return torch.promote_types(torch.promote_types(x.dtype, self.in_weight.dtype), torch.float32)
 
 
+class Scales(NamedTuple):
+    """What each row of int8 weights is multiplied by, float32; all None for floating point rows.
+
+    Attributes:
+        in_weight: [T, N]
+        out_weight: [T, B * N]
+        leaf_constant: [T, leaves]
+        leaf_in_weight: [T, leaves, L]
+        leaf_gate_weight: [T, leaves, L]
+        leaf_out_weight: [T, leaves, L]
+    """
+
+    in_weight: Tensor | None = None
+    out_weight: Tensor | None = None
+    leaf_constant: Tensor | None = None
+    leaf_in_weight: Tensor | None = None
+    leaf_gate_weight: Tensor | None = None
+    leaf_out_weight: Tensor | None = None
+
+
 def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
     """Send each token down one path of each tree.
 
@@ -121,6 +141,30 @@ def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tenso
             up, gate = _leaf_hidden(x[tokens], block, at)
             y.index_add_(0, tokens, (act.fn(up) * gate) @ block.out[at].to(x.dtype))
     return y.to(dtype), logits, path
+
+
+def inference(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str) -> Tensor:
+    """The outputs of `forward` alone, with an output bias, on rows stored in any type.
+
+    Args:
+        x: [tokens, d_in]
+        bias: [d_out]
+        weights: The trees; rows in floating point or int8, biases in floating point.
+        scales: What int8 rows are multiplied by.
+        activation: A key of `ACTIVATIONS`.
+
+    Returns:
+        [tokens, d_out] in the dtype of `x`.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    scaled = {
+        name: getattr(weights, name).to(dtype) * scale[..., None]
+        for name, scale in scales._asdict().items()
+        if scale is not None
+    }
+    weights = weights._replace(**scaled)
+    y, _, _ = forward(x.to(weights.compute_dtype(x)), weights, activation)
+    return (y + bias).to(x.dtype)
 
 
 def backward(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fffconvert.errors import FFFError
 from fffconvert.plan import FFFSpec
-from fffconvert.runtime import Weights, cmm
+from fffconvert.runtime import Inference, Weights, cmm
 
 
 class FFFLayer(nn.Module):
@@ -21,6 +21,7 @@ class FFFLayer(nn.Module):
 
     Attributes:
         spec: Shape and options.
+        inference: Backend and row type where no gradient is asked for; never saved.
         fff_in_weight: [T, N, d_in]
         fff_in_bias: [T, N]
         fff_out_weight: [T, B * N, d_out]; B is 2 with branch outputs (row 2n + b), else 1.
@@ -55,6 +56,7 @@ class FFFLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.inference = Inference()
         for name, shape in _shapes(spec).items():
             absent = 0 in shape
             parameter = None if absent else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -81,13 +83,26 @@ class FFFLayer(nn.Module):
             [..., d_out], or [batch, d_out, ...], in the dtype of `x`.
         """
         axis = self.spec.feature_axis
-        x = x.movedim(axis, -1)
+        if axis != -1:
+            x = x.movedim(axis, -1)
+        y = self._differentiable(x) if torch.is_grad_enabled() else self._infer(x)
+        return y if axis == -1 else y.movedim(-1, axis)
+
+    def _differentiable(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
         y, _, _ = cmm(tokens, self.weights, self.spec.activation)
         y = y + self.fff_bias
         if self.fff_trunk_in is not None and self.fff_trunk_out is not None:
             y = y + tokens @ self.fff_trunk_in.T @ self.fff_trunk_out
-        return y.to(x.dtype).view(*x.shape[:-1], self.spec.d_out).movedim(-1, axis)
+        return y.to(x.dtype).view(*x.shape[:-1], self.spec.d_out)
+
+    def _infer(self, x: Tensor) -> Tensor:
+        parameters = self._parameters
+        y = self.inference(x, parameters, self._weights, self.spec.activation)
+        trunk_in, trunk_out = parameters["fff_trunk_in"], parameters["fff_trunk_out"]
+        if trunk_in is not None and trunk_out is not None and self.inference.dense is None:
+            y += x @ trunk_in.T @ trunk_out
+        return y
 
     @property
     def weights(self) -> Weights:
@@ -103,6 +118,9 @@ class FFFLayer(nn.Module):
             self.fff_leaf_gate_bias,
             self.fff_leaf_out_weight,
         )
+
+    def _weights(self) -> tuple[Weights, Tensor]:
+        return self.weights, self.fff_bias
 
     def extra_repr(self) -> str:
         """The options that differ from their defaults."""

@@ -1,0 +1,154 @@
+"""`fffconvert bench --layer`: what is measured in which order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fffconvert.bench import check, machine
+from fffconvert.bench.contestants import Dense, Entry, layers
+from fffconvert.bench.depths import sweep
+from fffconvert.bench.settings import LayerBench
+from fffconvert.bench.summary import rows as rows_of
+from fffconvert.bench.summary import summarise
+from fffconvert.bench.timing import FRESH_BYTES, Contestant, Timing, kept_memory, measure, page_fault_us
+from fffconvert.bench.train import train_rows
+from fffconvert.bench.workload import Workload, workloads
+
+CHECKED_TOKENS = 64
+"""Outputs of at least so many tokens are checked, in calls of the measured size."""
+
+
+def bench_layer(settings: LayerBench) -> dict[str, Any]:
+    """Measure FFF layers against dense blocks.
+
+    Returns:
+        `rows`, `summary`, `depths` (what the plot shows, empty without one), `machine`, `problems` (what
+        could not be measured), `warnings` (what makes the figures doubtful) and `settings`.
+
+    Raises:
+        FFFError: A setting does not fit the machine or the model.
+        WrongOutputError: A backend's outputs are not those of the layer.
+    """
+    load, jitters = machine.load(), [machine.jitter()]
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    depths: list[dict[str, Any]] = []
+    with _threads_restored():
+        if settings.train:
+            for workload in workloads(settings):
+                rows += train_rows(workload, settings, problems)
+        else:
+            runs = [_Inference(workload, settings) for workload in workloads(settings)]
+            for run in runs:
+                rows += run.rows()
+                problems += run.blocks.problems
+        if settings.plot is not None:
+            depths = sweep(settings)
+        if not settings.train:  # last, because the allocator does not quite return to what it was
+            _add_warm_figures(runs, rows, settings)
+    jitters.append(machine.jitter())
+    return {
+        "rows": rows,
+        "summary": summarise(rows),
+        "depths": depths,
+        "machine": machine.describe() | {"load_1min": load, "jitter": jitters},
+        "problems": list(dict.fromkeys(problems)),
+        "warnings": machine.warnings(load, jitters, settings.threads),
+        "settings": {"seconds": settings.seconds, "repeats": settings.repeats, "compile": settings.compile},
+    }
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Inference:
+    """The measurements of one workload."""
+
+    def __init__(self, workload: Workload, settings: LayerBench) -> None:
+        self.workload = workload
+        self.settings = settings
+        self.layers = layers(workload, settings)
+        self.blocks = Dense.of(workload, settings.dtypes)
+        self._truths: dict[tuple[str, int], check.Truth] = {}
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        settings = self.settings
+        points = [(threads, tokens) for threads in settings.threads for tokens in settings.tokens]
+        bar = tqdm(points, desc=f"{self.workload.name}, {self.workload.inputs} inputs", disable=None)
+        for threads, tokens in bar:
+            bar.set_postfix_str(f"{tokens} tokens, {threads} threads")
+            torch.set_num_threads(threads)
+            batches = self.workload.batches(tokens, settings.seed)
+            with torch.inference_mode():
+                errors = self.errors(batches)
+                entries = self.entries(batches, compile_=settings.compile)
+                times = self.times(entries)
+                faults = page_fault_us(
+                    tokens, self.workload.layer.spec.d_out, seconds=settings.seconds, repeats=settings.repeats
+                )
+            common = {"mode": "inference", "threads": threads, "tokens": tokens, "page_fault_us": faults}
+            yield from rows_of(self.workload, entries, times, errors, **common)
+
+    def entries(self, batches: list[Tensor], *, compile_: bool) -> list[Entry]:
+        own = [Entry(*variant, None, Contestant(layer, batches)) for variant, layer in self.layers.items()]
+        return own + self.blocks.entries(batches, compile_)
+
+    def times(self, entries: list[Entry]) -> dict[str, Timing]:
+        contestants = {entry.key: entry.contestant for entry in entries}
+        return measure(contestants, seconds=self.settings.seconds, repeats=self.settings.repeats)
+
+    def errors(self, batches: list[Tensor]) -> dict[str, dict[str, float | None]]:
+        """What the check of each backend finds, in calls like those that are timed."""
+        tokens = len(batches[0])
+        found: dict[str, dict[str, float | None]] = {}
+        some = batches[: math.ceil(CHECKED_TOKENS / tokens)]
+        for (backend, dtype), layer in self.layers.items():
+            if (dtype, tokens) not in self._truths:
+                self._truths[dtype, tokens] = check.truth(self.workload.layer, dtype, torch.cat(some))
+            truth = self._truths[dtype, tokens]
+            who = f"backend {backend} with {dtype} rows ({self.workload.name}, {tokens} tokens)"
+            found[f"{backend} {dtype}"] = {
+                "max_error": check.largest_error(torch.cat([layer(x) for x in some]), truth, who),
+                "left_out": truth.left_out,
+                "path_agreement": truth.path_agreement,
+            }
+        return found
+
+
+def _add_warm_figures(runs: list[_Inference], rows: list[dict[str, Any]], settings: LayerBench) -> None:
+    """Time again what gives outputs large enough for fresh pages, with freed memory kept mapped.
+
+    Compiled blocks are left out.
+    """
+    points = [
+        (run, threads, tokens)
+        for run in runs
+        for threads in settings.threads
+        for tokens in settings.tokens
+        if tokens * run.workload.layer.spec.d_out * 4 >= FRESH_BYTES
+    ]
+    with torch.inference_mode(), kept_memory() as kept:
+        for run, threads, tokens in tqdm(points if kept else [], desc="warm outputs", disable=None):
+            torch.set_num_threads(threads)
+            entries = run.entries(run.workload.batches(tokens, settings.seed), compile_=False)
+            times = run.times(entries)
+            point = (run.workload.name, run.workload.inputs, threads, tokens)
+            kinds = {(entry.backend, entry.dtype, entry.variant): times[entry.key] for entry in entries}
+            for row in rows:
+                timing = kinds.get((row["backend"], row["dtype"], row["variant"]))
+                if timing and point == tuple(row[k] for k in ("layer", "inputs", "threads", "tokens")):
+                    row["warm_output_us"] = timing.median_us
+                    row["warm_page_faults"] = timing.page_faults

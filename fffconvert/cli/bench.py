@@ -1,0 +1,119 @@
+"""The command `bench`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fffconvert.cli import bench_tables
+from fffconvert.cli.commands import AsJson, Debug, app
+from fffconvert.cli.reporting import Output, one_line_errors, output
+from fffconvert.errors import FFFError
+
+
+@app.command()
+@one_line_errors
+def bench(
+    layer: Annotated[bool, typer.Option("--layer", help="Measure FFF layers against dense blocks.")] = False,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Dense block replaced, D_MODELxD_HIDDEN; 768x3072, or that of --model."),
+    ] = None,
+    trees: Annotated[int, typer.Option(help="Trees side by side.")] = 1,
+    depth: Annotated[int, typer.Option(help="Depth of each tree.")] = 11,
+    forest: Annotated[
+        list[str] | None, typer.Option(help="A further layer, TREESxDEPTH, as in 8x8; may be repeated.")
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="Tokens in one call.")] = "1,8,32,128,512,2048,16384",
+    threads: Annotated[str, typer.Option(help="Threads of torch.")] = "1",
+    dtype: Annotated[
+        str, typer.Option(help="Row types of native backends; the reference has float32.")
+    ] = "float32,bfloat16,int8",
+    backend: Annotated[str, typer.Option(help="cpu,reference; by default, those that run here.")] = "",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Measure with the real activations of this model's blocks too, or of its layers."),
+    ] = None,
+    block: Annotated[
+        list[str] | None, typer.Option(help="Blocks of the model, as in layer.0; by default its middle one.")
+    ] = None,
+    train: Annotated[bool, typer.Option("--train", help="Forward plus backward.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw time against depth 4 to 15 into this file (.png, .svg, .pdf).")
+    ] = None,
+    plot_tokens: Annotated[str, typer.Option(help="Token counts in the plot.")] = "1,128,2048",
+    compile_: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Try torch.compile on the dense blocks.")
+    ] = True,
+    seconds: Annotated[float, typer.Option(help="Time for each contestant and figure.")] = 0.3,
+    repeats: Annotated[int, typer.Option(help="Least calls of each contestant.")] = 7,
+    seed: Annotated[int, typer.Option(help="Of weights and random inputs.")] = 0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure speed. With --layer: FFF layers against dense blocks on this CPU, outputs checked."""
+    if not layer:
+        raise FFFError(
+            "bench has nothing to measure; give --layer, as in fffconvert bench --layer --depth 11"
+        )
+    from fffconvert.bench import LayerBench, bench_layer
+    from fffconvert.bench.depths import draw
+
+    with output(as_json) as out:
+        settings = LayerBench(
+            shape=None if shape is None else _pair("--shape", shape),
+            forests=((trees, depth), *(_pair("--forest", text) for text in forest or ())),
+            tokens=_numbers("--tokens", tokens),
+            threads=_numbers("--threads", threads),
+            dtypes=_words(dtype),
+            backends=_words(backend),
+            model=model,
+            blocks=tuple(block or ()),
+            train=train,
+            plot=plot,
+            plot_tokens=_numbers("--plot-tokens", plot_tokens),
+            compile=compile_,
+            seconds=seconds,
+            repeats=repeats,
+            seed=seed,
+        )
+        found = bench_layer(settings)
+        if plot is not None:
+            draw(found["depths"], plot)
+        out.document(found)
+        _show(out, found, plot)
+
+
+def _show(out: Output, found: Mapping[str, Any], plot: Path | None) -> None:
+    out.show(*(f"warning: {text}" for text in found["warnings"]))
+    out.show(bench_tables.machine(found["machine"]))
+    for group in bench_tables.groups(found["rows"]):
+        out.show(bench_tables.rows(group))
+    out.show(bench_tables.summary(found["summary"]), *bench_tables.LEGEND)
+    if not found["settings"]["compile"]:
+        out.show("torch.compile was left out (--no-compile): the dense blocks may be faster than shown.")
+    out.show(*(f"not measured: {text}" for text in found["problems"]))
+    if plot is not None:
+        out.show(f"wrote {plot}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not words or not all(re.fullmatch(r"[0-9]{1,9}", word) for word in words):
+        raise FFFError(f"{flag} is {text!r}; expected whole numbers with commas between, as in 1,8,32")
+    return tuple(map(int, words))
+
+
+def _pair(flag: str, text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.lower())
+    if found is None:
+        raise FFFError(f"{flag} is {text!r}; expected two numbers with an x between, as in 8x8")
+    return int(found[1]), int(found[2])

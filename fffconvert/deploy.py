@@ -1,0 +1,246 @@
+"""Choose what computes each layer of a converted model: backend, row type, or the dense block it replaced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert import hub, surgery
+from fffconvert.errors import FFFError
+from fffconvert.locate import locate
+from fffconvert.locate.inputs import example_inputs
+from fffconvert.runtime import Inference
+from fffconvert.runtime.backends import backends
+from fffconvert.runtime.rows import ROW_DTYPES
+from fffconvert.tree import FFFLayer
+
+Model = TypeVar("Model", bound=nn.Module)
+
+TOKENS = (1, 32, 512)
+"""Token counts at which contestants are timed: generation, a sentence, a batch."""
+CALLS = 9
+TOLERANCE = 0.01
+"""Largest relative error (root mean square) for which `dtype="auto"` takes smaller rows."""
+
+
+@dataclass(frozen=True)
+class LayerDeployment:
+    """What computes one layer, and why.
+
+    Attributes:
+        name: Name of the layer's module.
+        backend: "cpu", "cupy", "reference", or "dense" for the original block.
+        dtype: Type of the stored rows.
+        reason: Why this was chosen, or what stands against it.
+        microseconds: Median time of one call for each of `TOKENS`, in microseconds.
+        dense_microseconds: The same of the original block; None if it is not at hand.
+        error: Relative error (root mean square) that the row type brings, on random inputs.
+    """
+
+    name: str
+    backend: str
+    dtype: str
+    reason: str
+    microseconds: tuple[float, ...]
+    dense_microseconds: tuple[float, ...] | None
+    error: float
+
+
+def deploy(
+    model: Model,
+    backend: str = "auto",
+    dtype: str = "auto",
+    *,
+    originals: Mapping[str, nn.Module] | None = None,
+) -> Model:
+    """Make a converted model's layers compute as fast as they can here, in memory and in place.
+
+    It changes inference alone: parameters, training and what is saved stay as they are.
+
+    Args:
+        model: A converted model, or one layer.
+        backend: "auto" times what there is and takes the fastest; "cpu", "cupy" or "reference" insist.
+        dtype: "float32", "bfloat16" or "int8" rows; "auto" takes smaller rows where they are faster and
+            hardly change the outputs.
+        originals: Original blocks by layer name, to fall back to where they are faster; by default those that
+            `convert` keeps in this process.
+
+    Returns:
+        The model.
+
+    Raises:
+        FFFError: The model has no FFF layer, or the backend cannot run here; nothing is changed.
+    """
+    deploy_layers(model, backend, dtype, originals=originals)
+    return model
+
+
+def deploy_layers(
+    model: nn.Module,
+    backend: str = "auto",
+    dtype: str = "auto",
+    *,
+    originals: Mapping[str, nn.Module] | None = None,
+) -> list[LayerDeployment]:
+    """`deploy`, returning what was chosen for each layer."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, FFFLayer)}
+    if not layers:
+        raise FFFError("the model holds no FFF layer; convert it first (fffconvert convert)")
+    _check(backend, dtype, next(iter(layers.values())))
+    chosen = []
+    for name, layer in layers.items():
+        original = surgery.original(model, layer) if originals is None else originals.get(name)
+        inference, deployment = _choose(name, layer, backend, dtype, original)
+        chosen.append((layer, inference, deployment))
+    for layer, inference, _ in chosen:
+        layer.inference = inference
+    return [deployment for _, _, deployment in chosen]
+
+
+def deploy_model(
+    name: str, backend: str = "auto", dtype: str = "auto", *, trust_remote_code: bool = False
+) -> list[LayerDeployment]:
+    """Choose for a saved model: the command `fffconvert deploy`. The originals come from its base model.
+
+    Raises:
+        FFFError: It is no converted model, or the backend cannot run here.
+    """
+    model = hub.load(name, trust_remote_code=trust_remote_code).model
+    config = getattr(model.config, "quantization_config", None)
+    base = getattr(config, "base_model", None)
+    originals = _original_blocks(base, trust_remote_code) if base else {}
+    return deploy_layers(model, backend, dtype, originals=originals)
+
+
+def _original_blocks(base: str, trust_remote_code: bool) -> dict[str, nn.Module]:
+    """The blocks of a base model by the name of the layer in their place; none if it is not at hand."""
+    try:
+        model = hub.load(base, trust_remote_code=trust_remote_code).model
+        sites = locate(model, example_inputs(model), min_expansion=0.0)
+    except FFFError:
+        return {}
+    blocks: dict[str, nn.Module] = {site.name: site.dense() for site in sites}
+    return blocks | {f"{name}.layer": block for name, block in blocks.items()}
+
+
+def _check(backend: str, dtype: str, layer: FFFLayer) -> None:
+    known = {found.name: found for found in backends()}
+    if backend != "auto" and backend not in known:
+        raise FFFError(f"unknown backend {backend!r}; expected auto, {', '.join(known)}")
+    if backend != "auto" and not known[backend].available:
+        raise FFFError(f"backend {backend!r} cannot run here: {known[backend].reason}")
+    if dtype != "auto" and dtype not in ROW_DTYPES:
+        raise FFFError(f"unknown row type {dtype!r}; expected auto, {', '.join(ROW_DTYPES)}")
+    device = layer.fff_bias.device.type
+    fitting = {"cpu": "cpu", "cupy": "cuda"}.get(backend, device)
+    if device != fitting:
+        raise FFFError(f"backend {backend!r} computes on {fitting}, the model is on {device}; move it first")
+
+
+def _choose(
+    name: str, layer: FFFLayer, backend: str, dtype: str, original: nn.Module | None
+) -> tuple[Inference, LayerDeployment]:
+    stored = str(layer.fff_in_weight.dtype).removeprefix("torch.")
+    inputs = _inputs(layer)
+    usual = layer.inference
+    try:
+        candidates: list[tuple[str, str]] = []
+        for row_type in _row_types(dtype, stored):
+            candidates += [(run, row_type) for run in _backends(backend, layer)]
+        found = {}
+        for run, row_type in candidates:
+            layer.inference = Inference(
+                "reference" if run == "reference" else "auto",
+                None if row_type == stored else ROW_DTYPES[row_type],
+            )
+            found[run, row_type] = layer.inference, _times(layer, inputs), _outputs(layer, inputs)
+    finally:
+        layer.inference = usual
+    exact = next(iter(found.values()))[2] if dtype == "auto" else _exact(layer, inputs)
+    errors = {key: _relative_error(outputs, exact) for key, (_, _, outputs) in found.items()}
+    allowed = {key: value for key, value in found.items() if dtype != "auto" or errors[key] <= TOLERANCE}
+    best = min(allowed, key=lambda key: _size(allowed[key][1]))
+    inference, times, _ = allowed[best]
+    reason = "the only candidate" if len(found) == 1 else f"the fastest of {len(found)} candidates"
+    dense = None
+    if original is not None:
+        block = original.to(layer.fff_bias.device, layer.fff_bias.dtype).eval()
+        dense = _times(block, inputs)
+        slower = [n for n, own, other in zip(TOKENS, times, dense, strict=True) if own > other]
+        if slower and backend == "auto":
+            reason = f"the trees are slower than the block they replaced, at {slower[0]} tokens"
+            deployment = LayerDeployment(name, "dense", stored, reason, dense, dense, errors[best])
+            return Inference("dense", dense=block), deployment
+        reason += "; slower than the dense block" if slower else "; faster than the dense block"
+    return inference, LayerDeployment(name, *best, reason, times, dense, errors[best])
+
+
+def _row_types(dtype: str, stored: str) -> list[str]:
+    """The row types to try: the parameters' own first."""
+    if dtype != "auto":
+        return [dtype]
+    return [stored, "bfloat16"] if stored == "float32" else [stored]
+
+
+def _backends(backend: str, layer: FFFLayer) -> list[str]:
+    if backend != "auto":
+        return [backend]
+    native = {"cpu": "cpu", "cuda": "cupy"}.get(layer.fff_bias.device.type)
+    return [*(found.name for found in backends() if found.available and found.name == native), "reference"]
+
+
+def _inputs(layer: FFFLayer) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    like = layer.fff_bias
+    drawn = (torch.randn(tokens, layer.spec.d_in, generator=generator) for tokens in TOKENS)
+    return [x.to(like.device, like.dtype) for x in drawn]
+
+
+@torch.inference_mode()
+def _outputs(call: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Tensor:
+    return torch.cat([call(x) for x in inputs])
+
+
+def _exact(layer: FFFLayer, inputs: list[Tensor]) -> Tensor:
+    usual, layer.inference = layer.inference, Inference("reference")
+    try:
+        return _outputs(layer, inputs)
+    finally:
+        layer.inference = usual
+
+
+def _relative_error(outputs: Tensor, exact: Tensor) -> float:
+    size = exact.double().norm()
+    return float((outputs.double() - exact.double()).norm() / size) if size else 0.0
+
+
+@torch.inference_mode()
+def _times(call: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> tuple[float, ...]:
+    """Median microseconds of one call for each input."""
+    result = []
+    for x in inputs:
+        seconds = []
+        for _ in range(CALLS):
+            _wait(x)
+            started = time.perf_counter()
+            call(x)
+            _wait(x)
+            seconds.append(time.perf_counter() - started)
+        result.append(1e6 * median(seconds[2:]))
+    return tuple(result)
+
+
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def _size(times: tuple[float, ...]) -> float:
+    """One number for the times at several token counts: their geometric mean's logarithm."""
+    return float(torch.tensor(times).log().mean())

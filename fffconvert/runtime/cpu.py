@@ -1,0 +1,310 @@
+"""The native CPU kernels, called through ctypes with data pointers: the ops' implementation on CPU tensors.
+
+What the kernels do not take (float64 and float16, no library, gradients of leaf blocks or of rows that are
+not float32) the reference computes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fffconvert.errors import FFFError
+from fffconvert.runtime import reference
+from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.backend import Backend
+from fffconvert.runtime.ops import check_arguments, check_inference_arguments, split_inference_arguments
+from fffconvert.runtime.reference import Scales, Weights
+
+INSTRUCTION_SET = "FFFCONVERT_INSTRUCTION_SET"
+"""Environment variable that forces one of the library's instruction sets."""
+MISSING = "the native kernels were not built: install a C++ compiler (GCC or Clang) and reinstall fffconvert"
+
+_ROW_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+IO_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""Types of inputs that the kernels take."""
+_ACTIVATIONS = {name: index for index, name in enumerate(ACTIVATIONS)}
+_LIBRARY_NAME = {"darwin": "libfffcmm.dylib", "win32": "fffcmm.dll"}.get(sys.platform, "libfffcmm.so")
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("scale", ctypes.c_void_p)]
+
+
+class _Layer(ctypes.Structure):
+    """`fff_layer` of native/cmm.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("trees", "depth", "branches", "leaf_width", "d_in", "d_out")),
+        ("activation", ctypes.c_int64),
+        ("row_type", ctypes.c_int64),
+        ("in_weight", _Rows),
+        ("in_bias", ctypes.c_void_p),
+        ("out_weight", _Rows),
+        ("leaf_constant", _Rows),
+        ("leaf_in_weight", _Rows),
+        ("leaf_in_bias", ctypes.c_void_p),
+        ("leaf_gate_weight", _Rows),
+        ("leaf_gate_bias", ctypes.c_void_p),
+        ("leaf_out_weight", _Rows),
+        ("bias", ctypes.c_void_p),
+    ]
+
+
+class _Gradients(ctypes.Structure):
+    """`fff_gradients` of native/cmm.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "in_weight", "in_bias", "out_weight", "constant")]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The native library, or None if it was not built.
+
+    Raises:
+        FFFError: The environment asks for an instruction set that is not to be had.
+    """
+    path = _library_path()
+    if path is None:
+        return None
+    lib = ctypes.CDLL(str(path))
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    lib.fff_forward.argtypes = [
+        pointer, pointer, number, number, pointer, number, pointer, pointer, number
+    ]  # fmt: skip
+    lib.fff_backward.argtypes = [*[pointer] * 4, number, *[pointer] * 3, number]
+    lib.fff_forward.restype = lib.fff_backward.restype = lib.fff_set_gomp_parallel.restype = None
+    lib.fff_instruction_sets.restype = lib.fff_instruction_set.restype = ctypes.c_char_p
+    lib.fff_set_gomp_parallel.argtypes = [pointer]
+    lib.fff_set_gomp_parallel(_gomp_parallel())
+    if wanted := os.environ.get(INSTRUCTION_SET):
+        _use(lib, wanted)
+    return lib
+
+
+def instruction_sets() -> list[str]:
+    """Instruction sets that the library has and the processor runs, best first; empty without a library."""
+    lib = library()
+    return [] if lib is None else lib.fff_instruction_sets().decode().split()
+
+
+def instruction_set() -> str | None:
+    """The instruction set whose kernels run; None without a library."""
+    lib = library()
+    return None if lib is None else str(lib.fff_instruction_set().decode())
+
+
+def status() -> Backend:
+    """Whether the kernels run here, and on which instruction set."""
+    if library() is None:
+        return Backend("cpu", False, f"{MISSING}; the reference is used")
+    others = ", ".join(instruction_sets())
+    return Backend(
+        "cpu", True, f"native kernels for {instruction_set()} (of {others}; {INSTRUCTION_SET} forces one)"
+    )
+
+
+def use_instruction_set(name: str) -> None:
+    """Run the kernels of this instruction set from now on.
+
+    Raises:
+        FFFError: It is not to be had.
+    """
+    lib = library()
+    if lib is None:
+        raise FFFError(MISSING)
+    _use(lib, name)
+
+
+def _use(lib: ctypes.CDLL, name: str) -> None:
+    if lib.fff_use_instruction_set(name.encode()):
+        found = lib.fff_instruction_sets().decode().replace(" ", ", ")
+        raise FFFError(f"no native kernels for {name!r} run here; expected one of {found}")
+
+
+def _library_path() -> Path | None:
+    beside = Path(__file__).parent / "native" / _LIBRARY_NAME
+    if beside.is_file():
+        return beside
+    try:  # an editable install keeps what it built apart from the sources
+        installed = metadata.files("fffconvert") or []
+    except metadata.PackageNotFoundError:
+        return None
+    paths = (Path(str(file.locate())) for file in installed if file.name == _LIBRARY_NAME)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _gomp_parallel() -> int | None:
+    """The address of GOMP_parallel in the OpenMP runtime that torch runs on, so that there is one pool."""
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return None
+    loaded = {
+        line.split()[-1] for line in maps.read_text().splitlines() if re.search(r"/lib(g|i)?omp[^/]*$", line)
+    }
+    for path in sorted(loaded, key=lambda path: "torch" not in path):
+        try:
+            return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def takes(x: Tensor, weights: Weights) -> bool:
+    """Whether the kernels compute this; warns once if that is for want of the library."""
+    if x.dtype not in IO_TYPES or weights.in_weight.dtype not in _ROW_TYPES:
+        return False
+    if library() is None:
+        _warn_missing()
+        return False
+    return True
+
+
+@functools.cache
+def _warn_missing() -> None:
+    warnings.warn(f"{MISSING}; until then plain torch computes, which is several times slower", stacklevel=2)
+
+
+class PreparedLayer:
+    """The weights of one layer as the library takes them; holds them while it lives.
+
+    Rows are read where they lie, so changes in place show. Biases that are not float32 are copied.
+
+    Args:
+        bias: [d_out], or None.
+        weights: The trees.
+        scales: What int8 rows are multiplied by.
+        activation: A key of `ACTIVATIONS`.
+    """
+
+    def __init__(self, bias: Tensor | None, weights: Weights, scales: Scales, activation: str) -> None:
+        lib = library()
+        assert lib is not None, "asked `takes` first"
+        self._forward, self._backward = lib.fff_forward, lib.fff_backward
+        self._kept: list[Tensor] = []
+        self._d_in, self._d_out = weights.in_weight.shape[2], weights.out_weight.shape[2]
+        self._square = self._d_in == self._d_out
+        layer = self._layer = _Layer(
+            trees=weights.in_weight.shape[0],
+            depth=weights.depth,
+            branches=weights.branches,
+            leaf_width=0 if weights.leaf_out_weight is None else weights.leaf_out_weight.shape[2],
+            d_in=self._d_in,
+            d_out=self._d_out,
+            activation=_ACTIVATIONS[activation],
+            row_type=_ROW_TYPES[weights.in_weight.dtype],
+            bias=self._pointer(bias, torch.float32),
+        )
+        for name, tensor in weights._asdict().items():
+            if name.endswith("bias"):
+                setattr(layer, name, self._pointer(tensor, torch.float32))
+            else:
+                scale = self._pointer(getattr(scales, name), torch.float32)
+                setattr(layer, name, _Rows(self._pointer(tensor, weights.in_weight.dtype), scale))
+        self._address = ctypes.addressof(layer)
+
+    def _pointer(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:
+        if tensor is None:
+            return None
+        tensor = tensor.detach().to(dtype).contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether x has a type and width that fit."""
+        return x.dtype in IO_TYPES and x.size(-1) == self._d_in
+
+    def __call__(self, x: Tensor, logits: Tensor | None = None, leaf: Tensor | None = None) -> Tensor:
+        """Compute y: [..., d_out] from x: [..., d_in]; fill `logits` and `leaf` where they are given."""
+        stride = self._d_in
+        if not x.is_contiguous():
+            if x.dim() == 2 and x.stride(1) == 1:
+                stride = x.stride(0)
+            else:
+                x = x.contiguous()
+        alike = self._square and stride == self._d_in
+        y = torch.empty_like(x) if alike else x.new_empty((*x.shape[:-1], self._d_out))
+        self._forward(
+            self._address,
+            x.data_ptr(),
+            stride,
+            x.numel() // self._d_in,
+            y.data_ptr(),
+            IO_TYPES[x.dtype],
+            None if logits is None else logits.data_ptr(),
+            None if leaf is None else leaf.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return y
+
+    def backward(self, arguments: Sequence[Tensor], tokens: int, gradients: Sequence[Tensor]) -> None:
+        """Add the gradients along the paths taken to `gradients`.
+
+        Args:
+            arguments: grad_y, grad_logits, x, logits and leaf, all contiguous.
+            tokens: How many.
+            gradients: Of x, and of each of the weights there are; the latter hold zeros.
+        """
+        grad_y, grad_logits, x, logits, leaf = (tensor.data_ptr() for tensor in arguments)
+        results = _Gradients(*(tensor.data_ptr() for tensor in gradients))
+        self._backward(
+            self._address,
+            grad_y,
+            grad_logits,
+            x,
+            tokens,
+            logits,
+            leaf,
+            ctypes.addressof(results),
+            torch.get_num_threads(),
+        )
+
+
+@torch.library.impl("fffconvert::cmm", "cpu")
+def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, activation = rest
+    weights = Weights(*tensors)
+    check_arguments(x, weights, activation)
+    if not takes(x, weights):
+        with torch.autocast("cpu", enabled=False):
+            return reference.forward(x, weights, activation)
+    visits = (x.shape[0], weights.in_weight.shape[0])
+    logits = torch.empty(*visits, weights.depth + 1)
+    leaf = torch.empty(visits, dtype=torch.int64)
+    y = PreparedLayer(None, weights, Scales(), activation)(x, logits, leaf)
+    return y, logits, leaf
+
+
+@torch.library.impl("fffconvert::cmm_inference", "cpu")
+def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    weights, scales, activation = split_inference_arguments(rest)
+    check_inference_arguments(x, bias, weights, scales, activation)
+    if not takes(x, weights):
+        with torch.autocast("cpu", enabled=False):
+            return reference.inference(x, bias, weights, scales, activation)
+    return PreparedLayer(bias, weights, scales, activation)(x)
+
+
+@torch.library.impl("fffconvert::cmm_backward", "cpu")
+def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
+    *tensors, logits, leaf, activation = rest
+    weights = Weights(*tensors)
+    float32 = x.dtype == weights.in_weight.dtype == grad_y.dtype == torch.float32
+    if weights.leaf_block is not None or not float32 or not takes(x, weights):
+        with torch.autocast("cpu", enabled=False):
+            return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation)
+    grads = [torch.empty(x.shape), *(torch.zeros(w.shape) for w in weights if w is not None)]
+    arguments = [tensor.contiguous() for tensor in (grad_y, grad_logits, x, logits, leaf)]
+    PreparedLayer(None, weights, Scales(), activation).backward(arguments, len(x), grads)
+    return grads

@@ -1,0 +1,108 @@
+"""How one layer computes where no gradient is asked for: on which backend, from rows of which type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert.runtime import cpu, reference
+from fffconvert.runtime.ops import cmm_inference
+from fffconvert.runtime.reference import Scales, Weights
+from fffconvert.runtime.rows import store_rows
+
+
+class Inference:
+    """Backend and row type of one layer, and what was prepared for them.
+
+    Never saved, and prepared anew in a copy of the layer. What is prepared follows the parameters: rows of
+    the parameters' own type are read where they lie, others are stored again when a parameter has changed.
+
+    Args:
+        backend: "auto" for the best that takes a call's tensors, "reference", or "dense".
+        dtype: Type of the stored rows; None for that of the parameters.
+        dense: With "dense", the block [..., d_in] to [..., d_out] that computes instead.
+    """
+
+    def __init__(
+        self, backend: str = "auto", dtype: torch.dtype | None = None, dense: nn.Module | None = None
+    ) -> None:
+        self.backend = backend
+        self.dtype = dtype
+        self.dense = dense
+        self._state: list[Any] = []
+        self._stored: tuple[Weights, Scales] | None = None
+        self._native: cpu.PreparedLayer | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Inference, (self.backend, self.dtype, self.dense)
+
+    def __call__(
+        self,
+        x: Tensor,
+        parameters: Mapping[str, Tensor | None],
+        weights: Callable[[], tuple[Weights, Tensor]],
+        activation: str,
+    ) -> Tensor:
+        """Compute the trees and the output bias.
+
+        Args:
+            x: [..., d_in]
+            parameters: All parameters of the layer, to see when they change.
+            weights: Gives the trees and the output bias, [d_out].
+            activation: A key of `ACTIVATIONS`.
+
+        Returns:
+            [..., d_out] in the dtype of `x`.
+        """
+        if self.dense is not None:
+            result: Tensor = self.dense(x)
+            return result
+        if _eager(x):
+            state = [p.data_ptr() for p in parameters.values() if p is not None]
+            if self.dtype is not None:
+                state += _versions(parameters)
+            if state != self._state:
+                self._prepare(x, *weights(), activation)
+                self._state = state
+            if self._native is not None and self._native.takes(x):
+                return self._native(x)
+        return self._through_op(x, *weights(), activation)
+
+    def _prepare(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> None:
+        self._native = self._stored = None
+        stored, scales = self._rows(weights)
+        if self.backend == "auto" and all(w is None or w.is_cpu for w in stored) and cpu.takes(x, stored):
+            self._native = cpu.PreparedLayer(bias, stored, scales, activation)
+
+    def _rows(self, weights: Weights) -> tuple[Weights, Scales]:
+        if self.dtype is None or self.dtype == weights.in_weight.dtype:
+            return weights, Scales()
+        if self._stored is None or self._stored[0].in_weight.device != weights.in_weight.device:
+            self._stored = store_rows(weights, self.dtype)
+        return self._stored
+
+    def _through_op(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> Tensor:
+        tokens = x.reshape(-1, x.shape[-1])
+        stored, scales = self._rows(weights)
+        compute = reference.inference if self.backend == "reference" else cmm_inference
+        return compute(tokens, bias, stored, scales, activation).view(*x.shape[:-1], -1)
+
+
+def _eager(
+    x: Tensor,
+    # Bound once: each look-up costs as much as the question itself, and one token is computed in 4 µs.
+    compiling: Callable[[], bool] = torch.compiler.is_compiling,
+    modes: Callable[[], int] = torch._C._len_torch_dispatch_stack,
+    wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor,
+    tracing: Callable[[], object] = torch._C._get_tracing_state,
+) -> bool:
+    """Whether a plain CPU tensor is computed now, with nobody looking on: no compiler, tracer or mode."""
+    return type(x) is Tensor and x.is_cpu and not (compiling() or modes() or wrapped(x) or tracing())
+
+
+def _versions(parameters: Mapping[str, Tensor | None]) -> list[int]:
+    """Differ when a parameter was written to."""
+    return [0 if p.is_inference() else p._version for p in parameters.values() if p is not None]

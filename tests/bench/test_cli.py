@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fffconvert.bench import contestants
+from fffconvert.cli import app
+
+QUICK = ["--layer", "--shape", "16x48", "--depth", "3", "--backend", "reference", "--no-compile"]
+QUICK += ["--tokens", "1,5", "--seconds", "0.001", "--repeats", "3"]
+CONTRACT = {
+    "backend",
+    "dtype",
+    "threads",
+    "tokens",
+    "median_us",
+    "p20_us",
+    "p80_us",
+    "speedup_vs_block",
+    "speedup_vs_tree_size",
+    "speedup_vs_int8_dense",
+    "max_error",
+    "page_fault_us",
+    "warm_output_us",
+}
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+def test_programs_get_one_document():
+    result = run(*QUICK, "--forest", "2x2", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert all(row.keys() >= CONTRACT for row in found["rows"])
+    assert {row["layer"] for row in found["rows"]} == {"1x3", "2x2"}
+    assert found.keys() == {"rows", "summary", "depths", "machine", "problems", "warnings", "settings"}
+
+
+@pytest.mark.parametrize("more", [[], ["--train"]], ids=["inference", "train"])
+def test_people_get_tables(more):
+    result = run(*QUICK, *more)
+    assert result.exit_code == 0, result.output
+    kind = "train" if more else "inference"
+    assert f"1x3, 16x48, {kind}, random inputs, 1 thread" in result.stdout
+    for word in ("tree_size eager", "geometric mean", "transparent huge pages", "torch.compile was left out"):
+        assert word in result.stdout
+
+
+def test_wrong_outputs_end_with_status_1(monkeypatch):
+    right = contestants.deploy
+    monkeypatch.setattr(contestants, "deploy", lambda layer, *rest: right(layer.apply(_spoil), *rest))
+    result = run(*QUICK)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith("fffconvert: WrongOutputError: backend reference")
+
+
+def _spoil(layer: Any) -> None:
+    layer.fff_in_bias.data += 0.01
+
+
+BAD = {
+    "nothing to measure": ([], "give --layer"),
+    "tokens": ([*QUICK, "--tokens", "1,x"], "--tokens is '1,x'; expected whole numbers"),
+    "no tokens": ([*QUICK, "--tokens", ""], "--tokens is ''"),
+    "zero": ([*QUICK, "--tokens", "0"], "--tokens is 0; expected numbers from 1"),
+    "shape": ([*QUICK, "--shape", "768"], "--shape is '768'; expected two numbers with an x between"),
+    "forest": ([*QUICK, "--forest", "8*8"], "--forest is '8*8'"),
+    "depth": ([*QUICK, "--depth", "40"], "depth is 40; expected an integer from 0 to"),
+    "dtype": ([*QUICK, "--dtype", "half"], "--dtype is 'half'"),
+    "backend": ([*QUICK, "--backend", "gpu"], "--backend is 'gpu'"),
+    "seconds": ([*QUICK, "--seconds", "0"], "--seconds 0.0"),
+    "plot": ([*QUICK, "--plot", "a.gif"], "--plot a.gif: expected a name that ends in .png"),
+    "model": ([*QUICK, "--model", "./nowhere"], "./nowhere"),
+    "unknown": ([*QUICK, "--colour"], "--colour"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_flags_are_one_line(case):
+    arguments, message = BAD[case]
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert message in result.stderr
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; sys.argv[1:] = ['bench', '--help']\nfrom fffconvert.cli import main\n"
+        "try:\n    main()\nfinally:\n    print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "matplotlib"} & set(done.stdout.splitlines()[-1].split())
+    assert "--layer" in done.stdout
