@@ -18,15 +18,17 @@ from fffconvert.errors import FFFError
 from fffconvert.estimate.anatomy import Anatomy, Block, Operation, Part, Rows
 from fffconvert.estimate.nodes import (
     factors,
+    is_attention,
     is_picked_weight,
     is_view,
     parameter_names,
+    result_of,
     row_count,
     weights_of,
 )
 from fffconvert.estimate.workload import Stream
 from fffconvert.locate import FFNSite, Sites
-from fffconvert.locate.capture import ATTENTIONS, Capture
+from fffconvert.locate.capture import Capture
 from fffconvert.locate.operations import multiply_adds, name_of
 
 EXPERTS = "mixture of experts"
@@ -189,7 +191,9 @@ class _Reader:
         unit = rows * (first if query else 1) * (key or 1)
         tensors = [source.meta["value"] for source in factors(node)]
         width = sum(tensor.shape[-1] for tensor in tensors[1:]) if len(tensors) > 2 else tensors[0].shape[-1]
-        stored = node.target not in ATTENTIONS
+        stored = not is_attention(node)
+        result = result_of(node)
+        made = 0 if result is None else result.numel()
         return Operation(
             name_of(node),
             self._part(node),
@@ -198,8 +202,8 @@ class _Reader:
             key=self._sizes.stream(key),
             macs=macs // unit,
             elements=float(stored),
-            written=node.meta["value"].numel() / (rows * (first if query else 1)),
-            query_elements=float(width if width != key else node.meta["value"].shape[-1]),
+            written=made / (rows * (first if query else 1)),
+            query_elements=float(width if width != key else made / (rows * max(first, 1))),
             key_elements=sum(t.numel() for t in tensors[1:]) / (self._sizes.batch * key) if key else 0.0,
         )
 
@@ -214,7 +218,7 @@ class _Reader:
             ]
             return self._sizes.batch, streams[0] if streams else 0, streams[1:] + inner
         first, second = tensors[:2]
-        if node.target in ATTENTIONS:
+        if is_attention(node):
             return math.prod(first.shape[:-2]), first.shape[-2], [second.shape[-2]]
         count = math.prod(node.meta["value"].shape[:-2])
         return count, first.shape[-2], [second.shape[-1], first.shape[-1]]
@@ -222,11 +226,9 @@ class _Reader:
     def _other(self, node: fx.Node, inside: int | None) -> Operation | None:
         """What is neither a linear map nor a product: it takes time for its memory and its call."""
         tensors = [source.meta["value"] for source in node.all_input_nodes if not source.meta["const"]]
-        result = node.meta["value"]
-        if name_of(node) == "getitem" or None in tensors:
+        result = result_of(node)
+        if name_of(node) == "getitem" or not all(isinstance(tensor, Tensor) for tensor in tensors):
             return None
-        if not isinstance(result, Tensor):
-            result = tensors[0] if tensors else None
         if result is None or result.ndim == 0:
             return None
         key = self._sizes.stream(result.shape[-1]) if result.ndim > 2 else None

@@ -11,6 +11,19 @@ from fffconvert.locate.capture import ADDMMS, ATTENTIONS, CONVOLUTIONS
 from fffconvert.locate.operations import contraction, is_rearrangement, name_of
 
 
+def is_attention(node: fx.Node) -> bool:
+    """Whether an operation is attention as a whole: softmax of products, times values."""
+    return node.target in ATTENTIONS or "scaled_dot_product" in name_of(node)
+
+
+def result_of(node: fx.Node) -> Tensor | None:
+    """The tensor that an operation gave; of several the first, if anything took it."""
+    if isinstance(node.meta["value"], Tensor):
+        return node.meta["value"]
+    first = (user.meta["value"] for user in node.users if user.args[1:] == (0,))
+    return next((value for value in first if isinstance(value, Tensor)), None)
+
+
 def row_count(node: fx.Node) -> int:
     """Rows of a linear map or convolution."""
     result: Tensor = node.meta["value"]
@@ -24,14 +37,14 @@ def factors(node: fx.Node) -> list[fx.Node]:
     """What a product multiplies: not what is added to it, such as biases and masks."""
     added = node.args[0] if node.target in ADDMMS or name_of(node) == "baddbmm" else None
     sources = [source for source in node.all_input_nodes if source is not added]
-    sources = sources[: 3 if node.target in ATTENTIONS else 2]
+    sources = sources[: 3 if is_attention(node) else 2]
     return sources if len(sources) > 1 else 2 * sources
 
 
 def weights_of(node: fx.Node) -> list[fx.Node]:
     """Parameters of two or more axes that a product multiplies data with."""
     sources = [source for source in factors(node) if source.meta["const"]]
-    if len(sources) == len(factors(node)) or node.target in ATTENTIONS:
+    if len(sources) == len(factors(node)) or is_attention(node):
         return []
     return [s for s in sources if s.meta["value"].ndim > 1 and parameter_names([s])]
 

@@ -6,7 +6,6 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -57,18 +56,18 @@ def test_published_figures_of_bert(bert: dict[str, object]):
 def test_published_figures_of_gpt3_in_time_and_memory():
     """A tree of depth 15 uses 16 of GPT-3's 49,152 neurons."""
     code = "from fffconvert.cli import main; main()"
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     arguments = ["estimate", "gpt3-175b", "--depth", "15", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
-    )
-    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = json.loads(done.stdout)
     assert (found["nodes"], found["neurons_used"], found["d_hidden"]) == (65535, 16, 49152)
     assert found["neuron_share"] == pytest.approx(0.000326, abs=5e-7)
     assert found["parameters"] == pytest.approx(175e9, rel=0.01)
-    assert cpu.ru_maxrss * 1024 < 2e9
-    assert min(time.monotonic() - started, cpu.ru_utime + cpu.ru_stime) < 30  # under 10 on a quiet machine
+    assert after.ru_maxrss * 1024 < 2e9
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 20  # of the processor; 8 to 9 measured, half of them to import torch and transformers
 
 
 @pytest.mark.parametrize("name", presets())

@@ -211,7 +211,7 @@ def test_memory_of_large_results_is_new_each_time():
 def test_rates_decide_where_they_were_measured():
     rows = Rows(1, Stream.TOKEN)
     block = fff.estimate("bert-base").anatomy.blocks[0]
-    linear = Operation("linear", Part.OTHER, rows, macs=10**6, weights=10**6, elements=2e3, written=1e3)
+    linear = Operation("linear", Part.OTHER, rows, macs=10**6, weights=10**6, elements=3e3, written=2e3)
     anatomy = Anatomy((linear,), (block,), {}, rows, None)
     rates = Rates(
         matmul=[(1.0, [(1.0, 1e9)])],
@@ -223,7 +223,7 @@ def test_rates_decide_where_they_were_measured():
     )
     machine = dataclasses.replace(MACHINE, rates=rates)
     time = roofline.duration(anatomy, Workload(1, 10), machine)
-    assert time.seconds == pytest.approx(10 * 1e6 / 1e9 + 4 * 10 * 1e3 / 1e9 + 1e-5)
+    assert time.seconds == pytest.approx(10 * 1e6 / 1e9 + 4 * 10 * 2e3 / 1e9 + 1e-5)
 
 
 def test_the_layers_own_trunk_is_timed(bert: Estimate):
