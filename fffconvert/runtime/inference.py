@@ -88,7 +88,7 @@ class Inference:
         tokens = x.reshape(-1, x.shape[-1])
         stored, scales = self._rows(weights)
         compute = reference.inference if self.backend == "reference" else cmm_inference
-        return compute(tokens, bias, stored, scales, activation).view(*x.shape[:-1], -1)
+        return compute(tokens, bias, stored, scales, activation).view(*x.shape[:-1], len(bias))
 
 
 def _eager(

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from zoo.reference import VARIANTS, integers, loop, masked_dense, normals, tree_tensors
 
-from fffconvert.runtime import ACTIVATIONS, Weights, cmm, reference
+from fffconvert.runtime import ACTIVATIONS, Weights, cmm, cpu, reference
 
 OP = torch.ops.fffconvert.cmm.default
 BACKWARD = torch.ops.fffconvert.cmm_backward.default
@@ -23,7 +23,9 @@ variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 @pytest.fixture(params=[reference.DENSE_ROWS, 0], ids=["dense and gathered", "gathered"])
 def dense_rows(request, monkeypatch):
+    """Has the reference compute, in each of its ways."""
     monkeypatch.setattr(reference, "DENSE_ROWS", request.param)
+    monkeypatch.setattr(cpu, "takes", lambda *_: False)
 
 
 def draw_exact(tokens=7, d_in=5, seed=0, **shape):
@@ -90,6 +92,7 @@ def test_any_shape_equals_the_per_token_loop(dense_rows, part_bytes, **shape):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "DENSE_ROWS", dense_rows)
         patch.setattr(reference, "PART_BYTES", part_bytes)
+        patch.setattr(cpu, "takes", lambda *_: False)
         assert_equals_loop(*draw_exact(**shape))
 
 
