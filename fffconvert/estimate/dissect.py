@@ -138,7 +138,8 @@ class _Reader:
 
     def parameters(self) -> dict[Part, int]:
         """Parameters by the part that reads them first; those that no operation reads are other."""
-        owner: dict[str, Part] = {}
+        tables = [node for node in self._nodes if name_of(node) == "embedding"]
+        owner = {name: Part.EMBEDDINGS for node in tables for name in parameter_names(node.all_input_nodes)}
         for node, operation in self.operations:
             for name in parameter_names(node.all_input_nodes):
                 owner.setdefault(name, operation.part)
