@@ -36,7 +36,7 @@ def headline(found: Row) -> Table:
     published = found["parameters_published"]
     values = {
         "model": found["model"] + (f" ({found['source']})" if found["source"] else ""),
-        "parameters": f"{found['parameters']:,}" + (f" ({short(published)} published)" if published else ""),
+        "parameters": f"{found['parameters']:,}" + (f" ({published:,} published)" if published else ""),
         "feedforward neurons": f"{neurons} in each of {found['layers']} layers of width "
         f"{found['d_model']:,}{experts}",
         "trees": f"{found['trees']}x{found['depth']}, {found['nodes']:,} nodes each, trunk {found['trunk']}",
