@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fffconvert.convert import convert, restore
     from fffconvert.deploy import deploy
     from fffconvert.errors import FFFError
+    from fffconvert.estimate import estimate
     from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
     from fffconvert.plan import FFFSpec
@@ -31,6 +32,7 @@ __all__ = [
     "FFNSite",
     "convert",
     "deploy",
+    "estimate",
     "load",
     "locate",
     "replace",
@@ -44,6 +46,7 @@ _HOMES = {
     "FFNSite": "fffconvert.locate",
     "convert": "fffconvert.convert",
     "deploy": "fffconvert.deploy",
+    "estimate": "fffconvert.estimate",
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
     "replace": "fffconvert.surgery",
@@ -52,7 +55,7 @@ _HOMES = {
 
 
 class _Package(ModuleType):
-    """Lets no submodule take the name of a public function: `locate`, `convert`."""
+    """Lets no submodule take the name of a public function: `locate`, `convert`, `estimate`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

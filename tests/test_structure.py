@@ -25,6 +25,7 @@ ORDER = [
     "hub",
     "convert",
     "deploy",
+    "estimate",
     "bench",
     "inspection",
     "demo_pairs",

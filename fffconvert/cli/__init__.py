@@ -5,7 +5,7 @@ Neither torch nor transformers is imported before a command runs, so that `--hel
 
 from __future__ import annotations
 
-from fffconvert.cli import bench, deploy  # noqa: F401  # each registers its command
+from fffconvert.cli import bench, deploy, estimate  # noqa: F401  # each registers its command
 from fffconvert.cli.commands import app
 
 __all__ = ["app", "main"]

@@ -92,13 +92,16 @@ def load(name: str, *, revision: str | None = None, trust_remote_code: bool = Fa
     return Loaded(model.eval(), _tokenizer(source, config, trust_remote_code), source)
 
 
-def load_random(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Loaded:
-    """Build a model from its config alone, with random float32 weights on the CPU.
+def load_random(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, device: str = "cpu"
+) -> Loaded:
+    """Build a model from its config alone, with random float32 weights.
 
     Args:
         name: As for `load`, but the folder needs no weights.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the code that the repository brings along.
+        device: Where to build it; on "meta" it has shapes and no weights.
 
     Raises:
         FFFError: There is no such model, or transformers cannot build it.
@@ -108,7 +111,8 @@ def load_random(name: str, *, revision: str | None = None, trust_remote_code: bo
         config = read_config(source, trust_remote_code)
         cls, options = _model_class(config, source, trust_remote_code)
         build = cls.from_config if hasattr(cls, "from_config") else cls._from_config
-        model = build(config, dtype=torch.float32, **options)
+        with torch.device(device):
+            model = build(config, dtype=torch.float32, **options)
     return Loaded(model.eval(), None, source)
 
 

@@ -26,6 +26,19 @@ def name_activation(hidden: fx.GraphModule, kind: BlockKind, d_hidden: int) -> s
     """
     if any(buffer.is_meta for buffer in hidden.buffers()):
         return CUSTOM
+    key = (hidden.code, kind, d_hidden)
+    if next(hidden.buffers(), None) is not None:
+        return _compare(hidden, kind, d_hidden)
+    if key not in _named:
+        _named[key] = _compare(hidden, kind, d_hidden)
+    return _named[key]
+
+
+_named: dict[tuple[str, BlockKind, int], str] = {}
+"""Names found so far: the layers of a model all have the same hidden graph."""
+
+
+def _compare(hidden: fx.GraphModule, kind: BlockKind, d_hidden: int) -> str:
     generator = torch.Generator().manual_seed(0)
     device = next((buffer.device for buffer in hidden.buffers()), torch.device("cpu"))
     arguments = [_grid(d_hidden, generator, device) for _ in range(1 if kind is BlockKind.PLAIN else 2)]

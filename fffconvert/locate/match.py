@@ -46,6 +46,8 @@ PICKS = {
     "index_copy_",
 }
 """Operations that take tokens out of a tensor or put them into one."""
+MANY = 64
+"""No block has so many projections, adapters included: going back, one is already up the residual stream."""
 
 
 @dataclass
@@ -138,6 +140,8 @@ class _Matcher:
                 continue
             if node in self._results:
                 ups[node] = self._results[node]
+                if len(ups) > MANY:
+                    return None
                 continue
             region.add(node)
             data = [source for source in node.all_input_nodes if not source.meta["const"]]
@@ -166,7 +170,7 @@ class _Matcher:
 
     def _is_residual(self, candidate: _Candidate) -> bool:
         """Whether the result is added to the stream that the block's input was taken from."""
-        stream = _upstream(candidate.ups[0].source)
+        stream = self._upstream(candidate.ups[0].source)
         seen: set[fx.Node] = set()
         pending = [candidate.down.result]
         while pending:
@@ -178,7 +182,7 @@ class _Matcher:
                 if name_of(user) in {"add", "add_"}:
                     others = [n for n in user.all_input_nodes if n is not node and not n.meta["const"]]
                     others = [n for n in others if value(n).shape == value(node).shape]
-                    if any(stream & _upstream(n) for n in others):
+                    if any(stream & self._upstream(n) for n in others):
                         return True
                     if not others:
                         continue
@@ -186,6 +190,23 @@ class _Matcher:
                 if passes or name_of(user) in PICKS:
                     pending.append(user)
         return False
+
+    def _upstream(self, node: fx.Node) -> set[fx.Node]:
+        """The residual stream behind a block's input: back through norms, sums and shapes, not maps."""
+        found: set[fx.Node] = set()
+        pending = [node]
+        while pending:
+            current = pending.pop()
+            if current in found or current.meta["const"]:
+                continue
+            found.add(current)
+            if current in self._linears:
+                continue
+            if _keeps_tokens(current) or _is_depthwise(current):
+                pending += current.all_input_nodes
+            elif name_of(current) in PICKS:
+                pending.append(current.all_input_nodes[0])
+        return found
 
     def _site(self, candidate: _Candidate) -> FFNSite:
         ups, down = candidate.ups, candidate.down
@@ -307,21 +328,3 @@ def _is_expert(linear: Contraction) -> bool:
     source = canonical(linear.source)
     picked = name_of(source) in {"index", "index_select", "gather"} and len(source.all_input_nodes) > 1
     return picked and not source.all_input_nodes[-1].meta["const"]
-
-
-def _upstream(node: fx.Node) -> set[fx.Node]:
-    """The residual stream behind a block's input: back through norms, sums and shapes, not through maps."""
-    found: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        if current in found or current.meta["const"]:
-            continue
-        found.add(current)
-        if contraction(current) is not None:
-            continue
-        if _keeps_tokens(current) or _is_depthwise(current):
-            pending += current.all_input_nodes
-        elif name_of(current) in PICKS:
-            pending.append(current.all_input_nodes[0])
-    return found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fffconvert.runtime import cuda
+from fffconvert.runtime import (
+    cuda,
+    flops,  # noqa: F401 (it registers its formula)
+)
 from fffconvert.runtime.activations import ACTIVATIONS, Activation
 from fffconvert.runtime.inference import Inference
 from fffconvert.runtime.ops import cmm, cmm_inference

@@ -273,3 +273,10 @@ def test_says_when_the_model_refuses_its_guess():
     model.model.vision_tower = nn.Identity()
     with pytest.raises(FFFError, match=r"get_image_features of LlavaFor\w+ refuses .* pass example_inputs"):
         example_inputs(model)
+
+
+def test_sizes_can_be_chosen():
+    model = tf.BartForConditionalGeneration(tf.BartConfig(**BART))
+    inputs = example_inputs(model, batch=3, length=5, decoder_length=7)
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (3, 5)
+    assert inputs["decoder_input_ids"].shape == (3, 7)

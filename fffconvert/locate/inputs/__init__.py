@@ -18,7 +18,7 @@ from fffconvert.locate.inputs.context import Context
 __all__ = ["example_inputs"]
 
 
-def example_inputs(model: nn.Module) -> dict[str, Any]:
+def example_inputs(model: nn.Module, **sizes: int) -> dict[str, Any]:
     """Make keyword arguments for one forward pass: two short examples of every modality the model takes.
 
     The same model gets the same inputs: random tokens that are distinct and none of the special ones,
@@ -26,6 +26,7 @@ def example_inputs(model: nn.Module) -> dict[str, Any]:
 
     Args:
         model: A transformers model.
+        **sizes: `batch`, `length` and `decoder_length`, where other than short texts are wanted.
 
     Returns:
         Arguments by name, e.g. `input_ids: [2, 13]` and `attention_mask: [2, 13]`.
@@ -37,7 +38,7 @@ def example_inputs(model: nn.Module) -> dict[str, Any]:
     kind = type(model).__name__
     if not hasattr(config, "to_diff_dict"):
         raise FFFError(f"{kind} has no transformers config to guess its inputs from; pass example_inputs")
-    context = Context(model, config)
+    context = Context(model, config, **sizes)
     for name in context.parameters:
         context.get(name)
     inputs = {name: value for name, value in context.inputs.items() if value is not None}

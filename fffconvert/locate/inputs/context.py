@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 LENGTH = 13
 """Tokens, frames or time steps: odd, so that a mistaken axis or a padded power of two shows."""
+DECODER_LENGTH = 11
 
 
 class Context:
@@ -20,10 +21,19 @@ class Context:
         parameters: What the model's forward takes, by name.
         required: Names of those that must be given: the ones without a default and the main input.
         inputs: The inputs made so far.
-        batch: Number of examples: two, or one where a classifier knows no padding token.
+        batch: Number of examples: two by default, or one where a classifier knows no padding token.
+        length: Tokens of a text.
+        decoder_length: Tokens of the text that a decoder reads.
     """
 
-    def __init__(self, model: nn.Module, config: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Any,
+        batch: int = 2,
+        length: int = LENGTH,
+        decoder_length: int = DECODER_LENGTH,
+    ) -> None:
         self.model = model
         self.config = config
         self.parameters = inspect.signature(model.forward).parameters
@@ -36,7 +46,8 @@ class Context:
         ]
         self.inputs: dict[str, Any] = {}
         alone = self.has_head("SequenceClassification") and self.setting("pad_token_id") is None
-        self.batch = 1 if alone else 2
+        self.batch = 1 if alone else batch
+        self.length, self.decoder_length = length, decoder_length
         weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         self.device, self.dtype = weight.device, weight.dtype
         self._generator = torch.Generator().manual_seed(0)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fffconvert.locate.inputs.context import LENGTH, Context, makes, nested_configs
+from fffconvert.locate.inputs.context import Context, makes, nested_configs
 from fffconvert.locate.inputs.placeholders import MODALITIES, placeholder_id, placeholders
 from fffconvert.locate.inputs.vision import patches
-
-DECODER_LENGTH = 11
 
 
 @makes("input_ids")
@@ -19,14 +17,16 @@ def input_ids(context: Context) -> Tensor:
     For multiple choice they are [2, 2, length].
     """
     if context.has_head("MultipleChoice"):
-        return random_tokens(context, LENGTH, 2 * context.batch).reshape(context.batch, 2, LENGTH)
+        return random_tokens(context, context.length, 2 * context.batch).reshape(
+            context.batch, 2, context.length
+        )
     runs = [
         torch.cat([context.constant(token, context.batch, count) for token, count in run], dim=1)
         for run in placeholders(context)
     ]
     if "image_embeds_position_mask" in context.parameters:
         runs.append(random_tokens(context, context.number("latent_query_num", default=1)))
-    tokens = random_tokens(context, LENGTH)
+    tokens = random_tokens(context, context.length)
     end = context.setting("eos_token_id")
     if context.setting("is_encoder_decoder") and isinstance(end, int):
         tokens[:, -1] = end  # a classifier reads the state there
@@ -40,7 +40,7 @@ def decoder_input_ids(context: Context) -> Tensor | None:
     if context.has_head("SequenceClassification"):
         return None  # it feeds the decoder the same text
     codebooks = getattr(getattr(context.config, "decoder", None), "num_codebooks", 1)
-    return random_tokens(context, DECODER_LENGTH, context.batch * codebooks, part="decoder")
+    return random_tokens(context, context.decoder_length, context.batch * codebooks, part="decoder")
 
 
 def random_tokens(context: Context, length: int, rows: int = 0, part: str = "text") -> Tensor:
@@ -80,25 +80,27 @@ def attention_mask(context: Context) -> Tensor | None:
         content = context.get(name)
         if content is not None:
             return context.constant(1, *content.shape[:axes])
-    return context.constant(1, context.batch, LENGTH) if "attention_mask" in context.required else None
+    return (
+        context.constant(1, context.batch, context.length) if "attention_mask" in context.required else None
+    )
 
 
 @makes("task_inputs", only_required=True)
 def task(context: Context) -> Tensor:
     """Tokens that name the task: [2, length]."""
-    return random_tokens(context, context.number("task_seq_len", default=LENGTH))
+    return random_tokens(context, context.number("task_seq_len", default=context.length))
 
 
 @makes("qformer_input_ids", only_required=True)
 def instruction(context: Context) -> Tensor:
     """Tokens of an instruction beside the text: [2, 13]."""
-    return random_tokens(context, LENGTH)
+    return random_tokens(context, context.length)
 
 
 @makes("qformer_attention_mask")
 def instruction_mask(context: Context) -> Tensor:
     """Nothing of the instruction is padding: ones [2, 13]."""
-    return context.constant(1, context.batch, LENGTH)
+    return context.constant(1, context.batch, context.length)
 
 
 @makes("image_embeds_position_mask")
@@ -137,5 +139,5 @@ def states(context: Context) -> Tensor:
     if "grid_thw" in context.parameters:
         return patches(context)
     return context.normal(
-        context.batch, LENGTH, context.number("input_dim", "hidden_size", "d_model", "dim", default=1)
+        context.batch, context.length, context.number("input_dim", "hidden_size", "d_model", "dim", default=1)
     )

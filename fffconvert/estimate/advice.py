@@ -1,0 +1,132 @@
+"""The estimate in plain words: what limits the model, which trees suffice, when it is not worth it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from fffconvert.estimate import roofline
+from fffconvert.estimate.anatomy import Part
+from fffconvert.estimate.conversion import break_even_tokens, converted, deleted, limit
+from fffconvert.estimate.workload import Phase
+from fffconvert.plan import MAX_TREES
+
+if TYPE_CHECKING:
+    from fffconvert.estimate.report import Estimate
+
+ENOUGH = 0.9
+"""Share of the possible gain that is called enough."""
+POOR = 1.2
+"""A limit below which a conversion is hardly worth its loss of quality."""
+WORDS = {
+    Part.EMBEDDINGS: "the embeddings",
+    Part.PROJECTIONS: "the attention's projections",
+    Part.CONTEXT: "attention over the context",
+    Part.FEEDFORWARD: "the trees",
+    Part.HEAD: "the head",
+    Part.OTHER: "what is neither attention nor feedforward",
+}
+
+
+def advise(estimate: Estimate) -> list[str]:
+    """Sentences about an estimate, the most important first."""
+    return [*_limits(estimate), *_enough(estimate), *_warnings(estimate)]
+
+
+def most_trees(estimate: Estimate) -> int | None:
+    """The most trees of that depth that keep `ENOUGH` of the possible gain; None if one is too many."""
+    wanted = 1 + ENOUGH * (estimate.model_speedup_limit - 1)
+    whole = sum(estimate.anatomy.macs(estimate.work).values())
+
+    def suffices(trees: int) -> bool:
+        specs = [dataclasses.replace(spec, trees=trees) for spec in estimate.specs]
+        return whole / sum(converted(estimate.anatomy, specs).macs(estimate.work).values()) >= wanted
+
+    if not suffices(1):
+        return None
+    low, high = 1, MAX_TREES
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if suffices(middle) else (low, middle - 1)
+    return low
+
+
+def _limits(estimate: Estimate) -> list[str]:
+    work = estimate.work
+    dense = estimate.anatomy.macs(work)
+    share = dense[Part.FEEDFORWARD] / sum(dense.values())
+    rest = deleted(estimate.anatomy).macs(work)
+    largest = max(rest, key=lambda part: rest[part])
+    said = [
+        f"{share:.0%} of the multiply-adds are feedforward at a context of {work.context:,}: even if "
+        "the blocks "
+        f"cost nothing, the model would be at most {estimate.model_speedup_limit:.2f}x faster. After that, "
+        f"{WORDS[largest]} ({rest[largest] / max(1, sum(rest.values())):.0%} of the rest) decide."
+    ]
+    longer = limit(estimate.anatomy, estimate.at_context(8 * work.context))
+    if longer < 0.9 * estimate.model_speedup_limit:
+        said.append(f"The longer the context, the less: the limit at {8 * work.context:,} is {longer:.2f}x.")
+    return said
+
+
+def _enough(estimate: Estimate) -> list[str]:
+    spec, block, trees = estimate.spec, estimate.block, most_trees(estimate)
+    if trees is None:
+        return [
+            f"One tree of depth {spec.depth} is {spec.active_width} of {block.d_hidden:,} neurons and "
+            "leaves less "
+            f"than {ENOUGH:.0%} of the possible gain: the blocks are too narrow for trees of this depth."
+        ]
+    width = dataclasses.replace(spec, trees=trees).active_width
+    return [
+        f"Up to {trees} trees of depth {spec.depth} ({width:,} of {block.d_hidden:,} neurons) keep "
+        f"{ENOUGH:.0%} of "
+        f"the possible gain; fewer save next to nothing more, so spend the budget on quality."
+    ]
+
+
+def _warnings(estimate: Estimate) -> list[str]:
+    said = []
+    work, block, spec = estimate.work, estimate.block, estimate.spec
+    if estimate.model_speedup_limit < POOR:
+        said.append(
+            f"Not worth it at this context: what can be gained is under {POOR - 1:.0%}, and quality "
+            "will drop."
+        )
+    if block.experts:
+        said.append(
+            "The feedforward blocks are experts behind a router, which fffconvert leaves alone; the "
+            "figures say "
+            "what a tree in the place of each layer's experts would bring over the experts that a "
+            "token meets."
+        )
+    tokens = block.rows.at(work)
+    even = break_even_tokens(block, spec)
+    if even is not None and tokens >= even:
+        said.append(
+            f"A pass of {tokens:,} tokens meets so many different nodes that their rows are as many "
+            "bytes as the "
+            f"dense block (from {even:,} tokens on): memory traffic is no longer saved, only multiply-adds."
+        )
+    weights = roofline.weight_bytes(estimate.converted, estimate.dtype)
+    machine = estimate.machine
+    if machine is not None and weights > machine.memory_bytes:
+        said.append(
+            f"The converted weights take {weights / 1e9:,.1f} GB, more than the "
+            f"{machine.memory_bytes / 1e9:,.0f} GB "
+            f"of one {machine.title}."
+        )
+    if machine is not None:
+        before, after = (
+            roofline.duration(anatomy, work, machine, estimate.dtype)
+            for anatomy in (estimate.anatomy, estimate.converted)
+        )
+        if before.seconds / after.seconds < POOR:
+            said.append(
+                f"On {machine.title} the expected gain is {before.seconds / after.seconds:.2f}x: the "
+                "original is "
+                f"bound by {before.bound}, the converted model by {after.bound}."
+            )
+    if work.phase is Phase.TRAIN:
+        said.append("Training counts the nodes of the paths taken; the optimiser still updates all of them.")
+    return said
