@@ -18,6 +18,7 @@ from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
 from fffconvert.fit import default_corpus, fit_layer, r2, read_corpus, token_weights
 from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_decoder_inputs
+from fffconvert.fit.neurons import neurons_of
 from fffconvert.locate import FFNSite, Sites, locate
 from fffconvert.locate.inputs import example_inputs as default_inputs
 from fffconvert.plan import FFFSpec, LayerForm, plan, select
@@ -40,6 +41,7 @@ class Recipe:
         depth: Depth D of each tree.
         trees: Number of trees of each layer.
         trunk: Rank of the always-active linear map beside the trees.
+        leaf_width: Neurons of the dense block at each end of a path; 0 for none.
         layer: Form of the layer.
         include: Patterns of blocks to convert; empty for all.
         exclude: Patterns of blocks to leave.
@@ -52,6 +54,7 @@ class Recipe:
     depth: int
     trees: int = 1
     trunk: int = 0
+    leaf_width: int = 0
     layer: LayerForm = LayerForm.BRANCH
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -65,7 +68,13 @@ class Recipe:
         for name, low in (("tokens", 256), ("length", 8)):
             if getattr(self, name) < low:
                 raise FFFError(f"{name} is {getattr(self, name)}; expected at least {low}")
-        FFFSpec(1, 1, self.depth, self.trees, self.trunk)  # checks the numbers before a model is read
+        # This checks the numbers before a model is read.
+        FFFSpec(1, 1, self.depth, self.trees, self.trunk, leaf_width=self.leaf_width)
+        if self.leaf_width and self.layer is LayerForm.PAPER:
+            raise FFFError(
+                f"leaf width is {self.leaf_width} and the layer the paper's, which has no leaf blocks; "
+                "expected leaf width 0, or layer branch"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for YAML."""
@@ -87,6 +96,7 @@ class BlockResult:
         trees: Trees of the new layer.
         depth: Their depth.
         trunk: Rank of the trunk.
+        leaf_width: Neurons of each leaf block.
         active_width: Neurons of the new layer that a token passes through.
         active_fraction: Their multiply-adds over those of the dense block.
         r2_heldout: Share of the variance of the block's output that the layer explains, on calibration
@@ -102,6 +112,7 @@ class BlockResult:
     trees: int
     depth: int
     trunk: int
+    leaf_width: int
     active_width: int
     active_fraction: float
     r2_heldout: float | None
@@ -143,6 +154,7 @@ def convert(
     depth: int,
     trees: int = 1,
     trunk: int = 0,
+    leaf_width: int = 0,
     layer: LayerForm | str = LayerForm.BRANCH,
     calibration: Iterable[str] | Iterable[Batch] | None = None,
     tokenizer: Any = None,
@@ -156,6 +168,7 @@ def convert(
         depth: Depth of each tree.
         trees: Number of trees.
         trunk: Rank of the always-active linear map; 0 for none.
+        leaf_width: Neurons of the dense block at each end of a path, of the original's; 0 for none.
         layer: "branch" or "paper".
         calibration: Texts (with `tokenizer`), or keyword arguments of forward passes; English text that
             comes with Python by default.
@@ -169,7 +182,7 @@ def convert(
     Raises:
         FFFError: There is nothing to convert, or a number is out of range; the model is unchanged.
     """
-    recipe = Recipe(depth, trees, trunk, LayerForm(layer), **options)
+    recipe = Recipe(depth, trees, trunk, leaf_width, LayerForm(layer), **options)
     prepared = prepare(model, recipe, calibration, tokenizer, example_inputs)
     fit_blocks(model, prepared)
     return model
@@ -196,7 +209,17 @@ def prepare(
         raise FFFError(
             f"no block of the model can be replaced: {sites.skipped[-1].reason}; see fffconvert inspect"
         )
-    specs = plan(sites, depth=recipe.depth, trees=recipe.trees, trunk=recipe.trunk, form=recipe.layer)
+    specs = plan(
+        sites,
+        depth=recipe.depth,
+        trees=recipe.trees,
+        trunk=recipe.trunk,
+        leaf_width=recipe.leaf_width,
+        form=recipe.layer,
+    )
+    for site in sites:
+        if specs[site.name].leaf_width:
+            neurons_of(site)  # says so now if there are none to take over
     batches = _batches(model, recipe, calibration, tokenizer)
     if len(batches) < 2:
         raise FFFError("the calibration text fills a single batch; give more, so that some can be held out")
@@ -217,7 +240,8 @@ def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
             spec = prepared.specs[site.name]
             block = site.dense().to("cpu", torch.float32)
             x = block_inputs(model, site, train)
-            layer = fit_layer(x, _evaluate(block, x), replace(spec, feature_axis=-1))
+            neurons = neurons_of(site) if spec.leaf_width else None
+            layer = fit_layer(x, _evaluate(block, x), replace(spec, feature_axis=-1), neurons)
             x = block_inputs(model, site, test)
             y, y_hat = _evaluate(block, x), _evaluate(layer, x)
             layer.spec = spec
@@ -333,6 +357,7 @@ def _result(
         trees=spec.trees,
         depth=spec.depth,
         trunk=spec.trunk,
+        leaf_width=spec.leaf_width,
         active_width=spec.active_width,
         active_fraction=spec.macs_per_token / dense_macs,
         r2_heldout=score,

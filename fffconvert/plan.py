@@ -174,7 +174,9 @@ def select(sites: Sites, modules: Iterable[str], include: Sequence[str], exclude
     return Sites(kept, sites.skipped)
 
 
-def plan(sites: Sites, *, depth: int, trees: int = 1, trunk: int = 0, form: LayerForm) -> dict[str, FFFSpec]:
+def plan(
+    sites: Sites, *, depth: int, trees: int = 1, trunk: int = 0, leaf_width: int = 0, form: LayerForm
+) -> dict[str, FFFSpec]:
     """One specification per block, all of the same budget.
 
     Raises:
@@ -188,6 +190,8 @@ def plan(sites: Sites, *, depth: int, trees: int = 1, trunk: int = 0, form: Laye
             trees=trees,
             trunk=trunk,
             branch_outputs=form is LayerForm.BRANCH,
+            leaf_width=leaf_width,
+            leaf_gated=bool(leaf_width) and site.gated,
             activation=site.activation if site.activation in ACTIVATIONS else "gelu",
             feature_axis=site.placement.feature_axis,
         )

@@ -95,6 +95,10 @@ def convert(
     destination: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     trees: Annotated[int, typer.Option(help="Trees side by side.")] = 1,
     trunk: Annotated[int, typer.Option(help="Rank of the always-active linear map; 0 for none.")] = 0,
+    leaf_width: Annotated[
+        int,
+        typer.Option(help="Neurons of the dense block at each path's end, taken from the original."),
+    ] = 0,
     layer: Annotated[
         Layer, typer.Option(help="An output row per branch fits better; per node is the paper's.")
     ] = (Layer.BRANCH),
@@ -127,6 +131,7 @@ def convert(
             depth=depth,
             trees=trees,
             trunk=trunk,
+            leaf_width=leaf_width,
             layer=LayerForm(layer.value),
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),

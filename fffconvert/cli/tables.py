@@ -43,7 +43,18 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     """FFF layers, planned, fitted or found in a checkpoint; what is not known of them is left out."""
     table = _table(
         "fast feedforward layers",
-        ("name", "trees", "trunk", "width", "MACs left", "R²", "R² per token", "parameters", "before"),
+        (
+            "name",
+            "trees",
+            "trunk",
+            "leaf",
+            "width",
+            "MACs left",
+            "R²",
+            "R² per token",
+            "parameters",
+            "before",
+        ),
         left=("name",),
     )
     for row in rows:
@@ -53,6 +64,7 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
             row["name"],
             f"{row['trees']}x{row['depth']}",
             str(row["trunk"]),
+            str(row["leaf_width"]),
             str(row["active_width"]),
             "" if fraction is None else f"{fraction:.1%}",
             *("" if score is None else f"{score:.3f}" for score in scores),
