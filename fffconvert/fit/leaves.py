@@ -74,7 +74,7 @@ class LeafFit:
         x, weight = _sample(SPREAD_TOKENS, x, weight)
         values, share = neurons(x), weight / weight.sum()
         spread = share @ (values - share @ values).square()
-        self.prior = torch.cat([spread, principal.variance * self.scale**2]).double()
+        self.prior = torch.cat([spread, torch.ones_like(self.scale)]).double()
 
     def fit(self, x: Tensor, z: Tensor, residual: Tensor, weight: Tensor) -> Leaf:
         """Fit one leaf to its tokens.
