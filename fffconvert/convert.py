@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 
 from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
-from fffconvert.fit import default_corpus, fit_layer, r2, read_corpus, token_weights
-from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_decoder_inputs
+from fffconvert.fit import default_corpus, fit_layer, read_corpus
+from fffconvert.fit.calibrate import Batch, text_batches, with_decoder_inputs
+from fffconvert.fit.diagnose import Diagnostics, diagnose
 from fffconvert.fit.neurons import neurons_of
+from fffconvert.fit.stream import ActivationStream
 from fffconvert.locate import FFNSite, Sites, locate
 from fffconvert.locate.inputs import example_inputs as default_inputs
 from fffconvert.plan import FFFSpec, LayerForm, plan, select
@@ -49,6 +51,8 @@ class Recipe:
         length: Longest calibration sequence, in tokens.
         min_expansion: Least ratio of d_hidden to d_model.
         seed: Order of the calibration text.
+        sequential: Fit each block on the inputs that the converted blocks before it give; else on those of
+            the original model.
     """
 
     depth: int
@@ -62,6 +66,7 @@ class Recipe:
     length: int = 128
     min_expansion: float = 1.0
     seed: int = 0
+    sequential: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer", LayerForm(self.layer))
@@ -100,9 +105,13 @@ class BlockResult:
         active_width: Neurons of the new layer that a token passes through.
         active_fraction: Their multiply-adds over those of the dense block.
         r2_heldout: Share of the variance of the block's output that the layer explains, on calibration
-            text that it was not fitted on; None before the fit.
+            text that it was not fitted on; None before the fit, as are all of `fffconvert.fit.Diagnostics`.
         token_r2_heldout: The same with all tokens counting alike: a few tokens often carry nearly all of the
             variance. This is what a usual token keeps.
+        routing_entropy: Entropy of the routing on that text, 1 for uniform.
+        dead_node_share: Share of nodes that none of it visits.
+        path_balance: Tokens at the most visited end of a path over the mean.
+        margins: Quantiles 5 %, 50 % and 95 % of |s| over its mean.
         parameters: Stored parameters of the new layer.
         parameters_before: Those of the block.
         macs_share: The block's share of the model's multiply-adds.
@@ -117,6 +126,10 @@ class BlockResult:
     active_fraction: float
     r2_heldout: float | None
     token_r2_heldout: float | None
+    routing_entropy: float | None
+    dead_node_share: float | None
+    path_balance: float | None
+    margins: tuple[float, float, float] | None
     parameters: int
     parameters_before: int
     macs_share: float
@@ -124,11 +137,12 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Blocks that can be replaced, what each becomes, and the text to fit them on."""
+    """Blocks that can be replaced, what each becomes, and the text to fit them on, in order if asked."""
 
     sites: Sites
     specs: dict[str, FFFSpec]
     batches: tuple[Batch, ...]
+    sequential: bool = True
 
 
 @dataclass(frozen=True)
@@ -223,7 +237,7 @@ def prepare(
     batches = _batches(model, recipe, calibration, tokenizer)
     if len(batches) < 2:
         raise FFFError("the calibration text fills a single batch; give more, so that some can be held out")
-    return Prepared(sites, specs, tuple(batches))
+    return Prepared(sites, specs, tuple(batches), recipe.sequential)
 
 
 def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
@@ -233,20 +247,23 @@ def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
     its original blocks back.
     """
     held_out = max(1, round(HELD_OUT * len(prepared.batches)))
-    test, train = prepared.batches[:held_out], prepared.batches[held_out:]
-    results = []
+    stream = ActivationStream(model, prepared.sites, prepared.batches)
+    results, later = [], {}
     with surgery.undone_on_error(model):
         for site in tqdm(prepared.sites, desc="fit", unit="block", disable=None):
             spec = prepared.specs[site.name]
             block = site.dense().to("cpu", torch.float32)
-            x = block_inputs(model, site, train)
+            inputs = stream.inputs(site)
+            test, train = torch.cat(inputs[:held_out]), torch.cat(inputs[held_out:])
+            del inputs
             neurons = neurons_of(site) if spec.leaf_width else None
-            layer = fit_layer(x, _evaluate(block, x), replace(spec, feature_axis=-1), neurons)
-            x = block_inputs(model, site, test)
-            y, y_hat = _evaluate(block, x), _evaluate(layer, x)
+            layer = fit_layer(train, _evaluate(block, train), replace(spec, feature_axis=-1), neurons)
+            results.append(_result(site, spec, diagnose(layer, test, _evaluate(block, test))))
             layer.spec = spec
-            surgery.replace(model, {site: layer})
-            results.append(_result(site, spec, r2(y, y_hat), r2(y, y_hat, token_weights(y))))
+            later[site] = layer
+            if prepared.sequential:
+                surgery.replace(model, {site: later.pop(site)})
+        surgery.replace(model, later)
     if isinstance(model, PreTrainedModel):
         specs = {site: prepared.specs[site.name] for site in prepared.sites}
         hub.mark_converted(model, specs, model.config._name_or_path or None)
@@ -348,10 +365,9 @@ def _evaluate(module: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([module(part) for part in torch.split(x, CHUNK)])
 
 
-def _result(
-    site: FFNSite, spec: FFFSpec, score: float | None = None, token_score: float | None = None
-) -> BlockResult:
+def _result(site: FFNSite, spec: FFFSpec, found: Diagnostics | None = None) -> BlockResult:
     dense_macs = sum(projection.weight.numel() for projection in (*site.up, site.down))
+    measured = {field.name: getattr(found, field.name, None) for field in dataclasses.fields(Diagnostics)}
     return BlockResult(
         name=site.name,
         trees=spec.trees,
@@ -360,8 +376,7 @@ def _result(
         leaf_width=spec.leaf_width,
         active_width=spec.active_width,
         active_fraction=spec.macs_per_token / dense_macs,
-        r2_heldout=score,
-        token_r2_heldout=token_score,
+        **measured,
         parameters=spec.parameters,
         parameters_before=site.parameters,
         macs_share=site.macs_share,

@@ -114,6 +114,9 @@ def convert(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Order of the calibration text.")] = 0,
+    sequential: Annotated[
+        bool, typer.Option(help="Fit each block on what the converted ones before it give, or the originals.")
+    ] = True,
     min_expansion: MinExpansion = 1.0,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
@@ -138,6 +141,7 @@ def convert(
             tokens=tokens,
             min_expansion=min_expansion,
             seed=seed,
+            sequential=sequential,
         )
         done = convert_model(
             model,

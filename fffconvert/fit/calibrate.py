@@ -48,6 +48,8 @@ def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: i
         for ids in _sequences(document, tokenizer, length):
             by_length.setdefault(len(ids), []).append(ids)
             taken += len(ids)
+            if taken >= tokens:
+                break
     batches: list[Batch] = []
     for size, sequences in by_length.items():
         per_batch = max(1, TOKENS_PER_BATCH // size)
@@ -115,7 +117,7 @@ def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> T
         x = args[0].detach().movedim(site.placement.feature_axis, -1)
         taken.append(x.reshape(-1, site.d_model).to("cpu", torch.float32))
         if site.shared_calls == 1:
-            raise _Reached
+            raise Reached
 
     device = next(model.parameters()).device
     handle = entry.register_forward_pre_hook(take)
@@ -124,7 +126,7 @@ def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> T
             for batch in batches:
                 try:
                     model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-                except _Reached:
+                except Reached:
                     pass
     finally:
         handle.remove()
@@ -138,5 +140,5 @@ def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> T
     return x
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """Ends a forward pass once a block's input is known."""
