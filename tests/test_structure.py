@@ -24,6 +24,7 @@ ORDER = [
     "surgery",
     "hub",
     "convert",
+    "fitreport",
     "inspection",
     "demo_pairs",
     "demo",

@@ -5,9 +5,10 @@ Neither torch nor transformers is imported before a command runs, so that `--hel
 
 from __future__ import annotations
 
+from fffconvert.cli import fit_report
 from fffconvert.cli.commands import app
 
-__all__ = ["app", "main"]
+__all__ = ["app", "fit_report", "main"]
 
 
 def main() -> None:

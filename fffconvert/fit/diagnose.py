@@ -27,8 +27,8 @@ class Diagnostics:
         routing_entropy: Entropy of the ends of paths, as a share of its largest value; 1 is uniform.
         dead_node_share: Share of nodes that no token visits. With fewer tokens than nodes some must be dead.
         path_balance: Tokens of the most visited end of a path over the mean of all ends; 1 is uniform.
-        margins: |s| over its mean at the visited nodes, at the quantiles 5 %, 50 % and 95 %: the tokens with
-            the smallest are the ones that rounding can send the other way.
+        margins: |s| over its mean at the visited nodes of its level, at the quantiles 5 %, 50 % and 95 %:
+            the tokens with the smallest are the ones that rounding can send the other way.
     """
 
     r2_heldout: float

@@ -152,6 +152,30 @@ class LeafFit:
         return Leaf(_join(leaf.neurons, still), out, leaf.constant, leaf.chosen)
 
 
+def choose_neurons(
+    x: Tensor, y: Tensor, neurons: Neurons, width: int, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One set of original neurons for all tokens, chosen together and refitted by least squares.
+
+    Args:
+        x: [tokens, d_in]
+        y: [tokens, d_out]
+        neurons: Those of the block.
+        width: How many to choose.
+        weight: [tokens]
+
+    Returns:
+        Their indices, output rows [width, d_out], and constant [d_out].
+    """
+    x, y, weight = _sample(SPREAD_TOKENS, x, y, weight)
+    moments = _moments(neurons, x, x[:, :0], y, weight)
+    chosen, _ = _greedy(moments.second.float(), moments.cross.float(), moments.second.diagonal(), width)
+    gram = moments.second[chosen][:, chosen]
+    out = torch.linalg.solve(gram + torch.diag(1e-6 * gram.diagonal() + TINY), moments.cross[chosen])
+    constant = moments.mean_residual - moments.mean[chosen] @ out
+    return chosen, out.float(), constant.float()
+
+
 def _sample(tokens: int, *tensors: Tensor) -> list[Tensor]:
     """At most so many rows of each tensor, evenly spaced."""
     return [tensor[:: -(-len(tensor) // tokens)] for tensor in tensors]
