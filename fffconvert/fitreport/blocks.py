@@ -16,7 +16,7 @@ from fffconvert.fit.diagnose import diagnose
 from fffconvert.fit.layer import r2
 from fffconvert.fit.moments import token_weights
 from fffconvert.fit.neurons import neurons_of
-from fffconvert.fit.refine import train_block
+from fffconvert.fit.refine import refine_layer
 from fffconvert.fitreport.controls import dense_control, kept_neurons, random_routing
 from fffconvert.locate import FFNSite
 from fffconvert.plan import FFFSpec
@@ -98,7 +98,7 @@ def compare_block(
         note(name, control, width, sum(p.numel() for p in control.parameters()), passes=passes)
     if effort.refine_passes:
         for name, layer in (("paths", paths), ("leaves", leaves)):
-            passes = train_block(layer, train, y, passes=effort.refine_passes)
+            passes = refine_layer(layer, train, y, passes=effort.refine_passes)
             note_layer(f"{name}_refined", layer, passes=passes)
     return rows
 
