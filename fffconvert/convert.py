@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from fffconvert.fit import default_corpus, fit_layer, read_corpus
 from fffconvert.fit.calibrate import Batch, text_batches, with_decoder_inputs
 from fffconvert.fit.diagnose import Diagnostics, diagnose
 from fffconvert.fit.neurons import neurons_of
+from fffconvert.fit.refine import refine_layer
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.locate import FFNSite, Sites, locate
 from fffconvert.locate.inputs import example_inputs as default_inputs
@@ -53,6 +54,9 @@ class Recipe:
         seed: Order of the calibration text.
         sequential: Fit each block on the inputs that the converted blocks before it give; else on those of
             the original model.
+        refine: Passes over the tokens in which gradient steps refine each layer on its block's output; 0 for
+            none.
+        shapes: For each block of a plan what differs from the numbers above; other blocks are left.
     """
 
     depth: int
@@ -67,10 +71,12 @@ class Recipe:
     min_expansion: float = 1.0
     seed: int = 0
     sequential: bool = True
+    refine: int = 0
+    shapes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer", LayerForm(self.layer))
-        for name, low in (("tokens", 256), ("length", 8)):
+        for name, low in (("tokens", 256), ("length", 8), ("refine", 0)):
             if getattr(self, name) < low:
                 raise FFFError(f"{name} is {getattr(self, name)}; expected at least {low}")
         # This checks the numbers before a model is read.
@@ -137,12 +143,13 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Blocks that can be replaced, what each becomes, and the text to fit them on, in order if asked."""
+    """Blocks that can be replaced, what each becomes, and the text and the way to fit them."""
 
     sites: Sites
     specs: dict[str, FFFSpec]
     batches: tuple[Batch, ...]
     sequential: bool = True
+    refine: int = 0
 
 
 @dataclass(frozen=True)
@@ -217,6 +224,11 @@ def prepare(
     inputs = default_inputs(model) if example_inputs is None else example_inputs
     sites = locate(model, inputs, min_expansion=recipe.min_expansion)
     names = [name for name, _ in model.named_modules()]
+    unknown = sorted(set(recipe.shapes) - {site.name for site in sites})
+    if unknown:
+        raise FFFError(f"the plan names block {unknown[0]!r}, which the model lacks; see fffconvert inspect")
+    if recipe.shapes:
+        sites = Sites([site for site in sites if site.name in recipe.shapes], sites.skipped)
     sites = select(sites, names, recipe.include, recipe.exclude)
     sites = surgery.verify(model, sites, inputs)
     if not sites:
@@ -230,6 +242,7 @@ def prepare(
         trunk=recipe.trunk,
         leaf_width=recipe.leaf_width,
         form=recipe.layer,
+        shapes=recipe.shapes,
     )
     for site in sites:
         if specs[site.name].leaf_width:
@@ -237,7 +250,7 @@ def prepare(
     batches = _batches(model, recipe, calibration, tokenizer)
     if len(batches) < 2:
         raise FFFError("the calibration text fills a single batch; give more, so that some can be held out")
-    return Prepared(sites, specs, tuple(batches), recipe.sequential)
+    return Prepared(sites, specs, tuple(batches), recipe.sequential, recipe.refine)
 
 
 def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
@@ -257,7 +270,10 @@ def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
             test, train = torch.cat(inputs[:held_out]), torch.cat(inputs[held_out:])
             del inputs
             neurons = neurons_of(site) if spec.leaf_width else None
-            layer = fit_layer(train, _evaluate(block, train), replace(spec, feature_axis=-1), neurons)
+            y = _evaluate(block, train)
+            layer = fit_layer(train, y, replace(spec, feature_axis=-1), neurons)
+            if prepared.refine:
+                refine_layer(layer, train, y, passes=prepared.refine)
             results.append(_result(site, spec, diagnose(layer, test, _evaluate(block, test))))
             layer.spec = spec
             later[site] = layer

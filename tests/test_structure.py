@@ -24,6 +24,7 @@ ORDER = [
     "surgery",
     "hub",
     "convert",
+    "planning",
     "fitreport",
     "inspection",
     "demo_pairs",

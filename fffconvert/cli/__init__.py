@@ -5,10 +5,10 @@ Neither torch nor transformers is imported before a command runs, so that `--hel
 
 from __future__ import annotations
 
-from fffconvert.cli import fit_report
+from fffconvert.cli import fit_report, plan
 from fffconvert.cli.commands import app
 
-__all__ = ["app", "fit_report", "main"]
+__all__ = ["app", "fit_report", "main", "plan"]
 
 
 def main() -> None:

@@ -89,10 +89,13 @@ def inspect(
 @one_line_errors
 def convert(
     model: Model,
-    depth: Annotated[
-        int, typer.Option(help="Depth D of each tree: D + 1 neurons a token, 2^(D+1) - 1 in all.")
-    ],
     destination: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    depth: Annotated[
+        int | None, typer.Option(help="Depth D of each tree: D + 1 neurons a token, 2^(D+1) - 1 in all.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Shapes of the layers, as fffconvert plan writes them, for depth.")
+    ] = None,
     trees: Annotated[int, typer.Option(help="Trees side by side.")] = 1,
     trunk: Annotated[int, typer.Option(help="Rank of the always-active linear map; 0 for none.")] = 0,
     leaf_width: Annotated[
@@ -117,6 +120,9 @@ def convert(
     sequential: Annotated[
         bool, typer.Option(help="Fit each block on what the converted ones before it give, or the originals.")
     ] = True,
+    refine: Annotated[
+        int, typer.Option(help="Passes of gradient steps that refine each layer on its block's output.")
+    ] = 0,
     min_expansion: MinExpansion = 1.0,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
@@ -127,11 +133,16 @@ def convert(
 ) -> None:
     """Replace MODEL's feedforward blocks by FFF layers, fitted to what they do, and save the model."""
     from fffconvert.convert import Recipe, convert_model
-    from fffconvert.plan import LayerForm
+    from fffconvert.errors import FFFError
+    from fffconvert.plan import LayerForm, read_shapes
 
+    if (depth is None) == (plan is None):
+        raise FFFError("expected exactly one of --depth and --plan")
     with output(as_json) as out:
         recipe = Recipe(
-            depth=depth,
+            depth=depth or 0,
+            shapes={} if plan is None else read_shapes(plan),
+            refine=refine,
             trees=trees,
             trunk=trunk,
             leaf_width=leaf_width,
@@ -167,6 +178,7 @@ def _show_conversion(out: Output, done: ConvertedModel, dry_run: bool) -> None:
         out.show("dry run: nothing was fitted or written")
         return
     out.show(
+        tables.routing(rows),
         *Totals.of(rows).lines(),
         EXPECT,
         SAVINGS,

@@ -74,6 +74,45 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+def routing(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """How fitted layers route held-out tokens."""
+    table = _table(
+        "routing of held-out tokens",
+        ("name", "entropy", "dead nodes", "fullest path / mean", "margin 5 %", "50 %", "95 %"),
+        left=("name",),
+    )
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['routing_entropy']:.2f}",
+            f"{row['dead_node_share']:.1%}",
+            f"{row['path_balance']:.1f}",
+            *(f"{margin:.2f}" for margin in row["margins"]),
+        )
+    return table
+
+
+def plan(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """What each block is to become, from the `blocks` of `plan --json`."""
+    table = _table(
+        "plan",
+        ("name", "trees", "trunk", "leaf", "MACs", "expected error", "sensitivity", "parameters"),
+        left=("name",),
+    )
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['trees']}x{row['depth']}",
+            str(row["trunk"]),
+            str(row["leaf_width"]),
+            f"{row['active_fraction']:.1%}",
+            f"{row['expected_error']:.3f}",
+            f"{row['sensitivity']:.2g}",
+            f"{row['parameters']:,}",
+        )
+    return table
+
+
 def similarity(models: Mapping[str, Mapping[str, float]]) -> Table:
     """How well models judge the similarity of sentences."""
     table = _table(

@@ -19,6 +19,7 @@ from fffconvert.convert import Prepared, Recipe, fit_blocks, prepare
 from fffconvert.errors import FFFError
 from fffconvert.fit import read_corpus
 from fffconvert.fit.calibrate import Batch, text_batches
+from fffconvert.fit.mean import MeanOutput
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.fitreport import tasks
@@ -107,7 +108,7 @@ def _blocks(data: Path, settings: Settings, store: _Store, say: Callable[[str], 
     """Every block of the encoder on the inputs that the original model gives it."""
     loaded = hub.load(ENCODER)
     prepared = prepare(
-        loaded.model, Recipe(depth=1, tokens=256), _texts(data, ENGLISH)[:200], loaded.tokenizer
+        loaded.model, Recipe(depth=1, tokens=20_000), _texts(data, ENGLISH)[:200], loaded.tokenizer
     )
     names = [site.name for site in prepared.sites]
     if not all(store.has(f"block-{name}") for name in names):
@@ -246,24 +247,12 @@ def randomise(model: nn.Module) -> None:
             module.load_state_dict(random_routing(module).state_dict())
 
 
-class MeanOutput(nn.Module):
-    """Gives the same vector for every token: what is left of a block that is deleted."""
-
-    def __init__(self, mean: Tensor) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(mean)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the mean, [..., d_model], whatever `x` is."""
-        return self.mean.expand_as(x)
-
-
 def delete_blocks(model: nn.Module, prepared: Prepared, batches: Sequence[Batch]) -> None:
     """Replace block after block by its mean output on what it still gets."""
 
     def mean(site: FFNSite, x: Tensor) -> nn.Module:
         with torch.no_grad():
-            return MeanOutput(site.dense()(x).mean(0))
+            return MeanOutput(site.dense()(x).mean(0), site.placement.feature_axis)
 
     _replace_each(model, prepared, batches, mean)
 
