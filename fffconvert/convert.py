@@ -16,15 +16,17 @@ from transformers import PreTrainedModel
 
 from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
-from fffconvert.fit import default_corpus, fit_layer, read_corpus
-from fffconvert.fit.calibrate import Batch, text_batches, with_decoder_inputs
+from fffconvert.fit import fit_layer, read_corpus
+from fffconvert.fit.calibrate import Batch, calibration_batches
 from fffconvert.fit.diagnose import Diagnostics, diagnose
+from fffconvert.fit.kept import KeptLayers
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.refine import refine_layer
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.locate import FFNSite, Sites, locate
 from fffconvert.locate.inputs import example_inputs as default_inputs
 from fffconvert.plan import FFFSpec, LayerForm, plan, select
+from fffconvert.tree import FFFLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -32,8 +34,6 @@ HELD_OUT = 0.125
 """Share of the calibration batches that no layer is fitted on."""
 CHUNK = 8192
 """Tokens per step when a block or layer is evaluated on the calibration activations."""
-CHARACTERS_PER_TOKEN = 8
-"""Generous: enough text for the asked number of tokens in any usual tokenizer's English."""
 
 
 @dataclass(frozen=True)
@@ -247,17 +247,19 @@ def prepare(
     for site in sites:
         if specs[site.name].leaf_width:
             neurons_of(site)  # says so now if there are none to take over
-    batches = _batches(model, recipe, calibration, tokenizer)
+    batches = calibration_batches(
+        model, calibration, tokenizer, tokens=recipe.tokens, length=recipe.length, seed=recipe.seed
+    )
     if len(batches) < 2:
         raise FFFError("the calibration text fills a single batch; give more, so that some can be held out")
     return Prepared(sites, specs, tuple(batches), recipe.sequential, recipe.refine)
 
 
-def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
+def fit_blocks(model: nn.Module, prepared: Prepared, kept: KeptLayers | None = None) -> list[BlockResult]:
     """Fit and replace block after block, each on the inputs it gets from the converted ones before it.
 
     The target of a block is what the original block makes of those inputs. If anything fails, the model gets
-    its original blocks back.
+    its original blocks back. Layers that are kept already are not fitted again.
     """
     held_out = max(1, round(HELD_OUT * len(prepared.batches)))
     stream = ActivationStream(model, prepared.sites, prepared.batches)
@@ -265,17 +267,11 @@ def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
     with surgery.undone_on_error(model):
         for site in tqdm(prepared.sites, desc="fit", unit="block", disable=None):
             spec = prepared.specs[site.name]
-            block = site.dense().to("cpu", torch.float32)
-            inputs = stream.inputs(site)
-            test, train = torch.cat(inputs[:held_out]), torch.cat(inputs[held_out:])
-            del inputs
-            neurons = neurons_of(site) if spec.leaf_width else None
-            y = _evaluate(block, train)
-            layer = fit_layer(train, y, replace(spec, feature_axis=-1), neurons)
-            if prepared.refine:
-                refine_layer(layer, train, y, passes=prepared.refine)
-            results.append(_result(site, spec, diagnose(layer, test, _evaluate(block, test))))
+            layer, found = (kept and kept.load(site.name, spec)) or _fit(stream, site, prepared, held_out)
             layer.spec = spec
+            if kept is not None:
+                kept.save(site.name, layer, found)
+            results.append(_result(site, spec, found))
             later[site] = layer
             if prepared.sequential:
                 surgery.replace(model, {site: later.pop(site)})
@@ -284,6 +280,22 @@ def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
         specs = {site: prepared.specs[site.name] for site in prepared.sites}
         hub.mark_converted(model, specs, model.config._name_or_path or None)
     return results
+
+
+def _fit(
+    stream: ActivationStream, site: FFNSite, prepared: Prepared, held_out: int
+) -> tuple[FFFLayer, Diagnostics]:
+    """Fit one block on all batches but the first `held_out`, on which it is measured."""
+    spec = replace(prepared.specs[site.name], feature_axis=-1)
+    inputs = stream.inputs(site)
+    test, train = torch.cat(inputs[:held_out]), torch.cat(inputs[held_out:])
+    del inputs
+    block = site.dense().to("cpu", torch.float32)
+    y = _evaluate(block, train)
+    layer = fit_layer(train, y, spec, neurons_of(site) if spec.leaf_width else None)
+    if prepared.refine:
+        refine_layer(layer, train, y, passes=prepared.refine)
+    return layer, diagnose(layer, test, _evaluate(block, test))
 
 
 def restore(model: nn.Module) -> None:
@@ -331,48 +343,23 @@ def convert_model(
     if dry_run:
         planned = tuple(_result(site, prepared.specs[site.name]) for site in prepared.sites)
         return ConvertedModel(prepared, planned, Path(output), 0.0)
-    results = fit_blocks(loaded.model, prepared)
+    document = {"model": name, "revision": revision, "calibration": list(calibration), **recipe.to_dict()}
+    path = Path(output).expanduser().resolve()
+    kept = KeptLayers(path.with_name(f".{path.name}.fitted"), document)
+    results = fit_blocks(loaded.model, prepared, kept)
     loaded.model.config.quantization_config.base_model = name
     seconds = time.monotonic() - started
-    document = {"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(result) for result in results]}
+    metrics = {"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(result) for result in results]}
     hub.save(
         loaded.model,
         loaded.tokenizer,
         output,
-        recipe={"model": name, "revision": revision, "calibration": list(calibration), **recipe.to_dict()},
-        metrics=document,
+        recipe=document,
+        metrics=metrics,
         overwrite=overwrite,
     )
+    kept.clear()
     return ConvertedModel(prepared, tuple(results), Path(output), seconds)
-
-
-def _batches(
-    model: nn.Module,
-    recipe: Recipe,
-    calibration: Iterable[str] | Iterable[Batch] | None,
-    tokenizer: Any,
-) -> list[Batch]:
-    items = None if calibration is None else list(calibration)
-    if items and not isinstance(items[0], str):
-        return [item for item in items if isinstance(item, Mapping)]
-    if tokenizer is None:
-        raise FFFError(
-            "the model has no tokenizer, so text cannot calibrate it; "
-            "convert it from Python with calibration=[{argument: tensor, …}, …]"
-        )
-    texts = (
-        default_corpus(CHARACTERS_PER_TOKEN * recipe.tokens)
-        if items is None
-        else [str(item) for item in items]
-    )
-    length = min(recipe.length, tokenizer.model_max_length, _positions(model))
-    batches = text_batches(texts, tokenizer, tokens=recipe.tokens, length=length, seed=recipe.seed)
-    return with_decoder_inputs(model, batches)
-
-
-def _positions(model: nn.Module) -> int:
-    """Longest sequence that the model has positions for."""
-    return int(getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30)
 
 
 def _evaluate(module: nn.Module, x: Tensor) -> Tensor:

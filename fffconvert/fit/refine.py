@@ -11,9 +11,7 @@ from fffconvert.tree import FFFLayer
 
 HELD_OUT = 0.05
 """Share of the tokens on which it is judged whether a pass still helps."""
-BATCH = 2048
-LAYER_BATCH = 512
-"""A fitted layer's leaves each see a part of a batch, and its closed form leaves little to large steps."""
+BATCH = 512
 RATE = 0.01
 """First learning rate of a fitted layer, relative to the size of each row."""
 HALVINGS = 4
@@ -30,7 +28,6 @@ def train_block(
     *,
     rate: float,
     passes: int,
-    batch: int = BATCH,
     seed: int = 0,
 ) -> int:
     """Train a module in a block's place by Adam on the error per token, for as long as it helps.
@@ -44,7 +41,6 @@ def train_block(
         y: [tokens, d_out], what the block made of it.
         rate: First learning rate.
         passes: At most so many passes over the tokens.
-        batch: Tokens of a step.
         seed: Order of the tokens.
 
     Returns:
@@ -62,7 +58,7 @@ def train_block(
     bar = tqdm(total=passes, desc="refine", unit="pass", leave=False, disable=None)
     with torch.enable_grad():
         while made < passes and optimiser.param_groups[0]["lr"] > rate / 2 ** (HALVINGS + 1):
-            for part in torch.split(own[torch.randperm(len(own), generator=generator)], batch):
+            for part in torch.split(own[torch.randperm(len(own), generator=generator)], BATCH):
                 optimiser.zero_grad(set_to_none=True)
                 error = (module(x[part]) - y[part]).square().sum(1)
                 loss = (weight[part] * error).mean() / scale
@@ -96,7 +92,7 @@ def refine_layer(layer: FFFLayer, x: Tensor, y: Tensor, *, passes: int, rate: fl
         How many passes were made.
     """
     relative = _Relative(layer)
-    made = train_block(relative, x, y, rate=rate, passes=passes, batch=LAYER_BATCH)
+    made = train_block(relative, x, y, rate=rate, passes=passes)
     with torch.no_grad():
         for name, tensor in relative.moved().items():
             layer.get_parameter(name).copy_(tensor)
