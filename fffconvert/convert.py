@@ -195,7 +195,7 @@ def convert(
             comes with Python by default.
         tokenizer: The model's tokenizer.
         example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
-        **options: Further fields of `Recipe`: include, exclude, tokens, length, min_expansion, seed.
+        **options: Further fields of `Recipe`: include, exclude, tokens, sequential, refine, shapes and more.
 
     Returns:
         The model.
@@ -267,9 +267,10 @@ def fit_blocks(model: nn.Module, prepared: Prepared, kept: KeptLayers | None = N
     with surgery.undone_on_error(model):
         for site in tqdm(prepared.sites, desc="fit", unit="block", disable=None):
             spec = prepared.specs[site.name]
-            layer, found = (kept and kept.load(site.name, spec)) or _fit(stream, site, prepared, held_out)
+            earlier = None if kept is None else kept.load(site.name, spec)
+            layer, found = earlier or _fit(stream, site, prepared, held_out)
             layer.spec = spec
-            if kept is not None:
+            if kept is not None and earlier is None:
                 kept.save(site.name, layer, found)
             results.append(_result(site, spec, found))
             later[site] = layer

@@ -165,6 +165,7 @@ class TestConvert:
         assert 0 <= block["routing_entropy"] <= 1
         assert len(block["margins"]) == 3
         read = AutoModel.from_pretrained(tmp_path / "out")
+        assert "1x2" in run("inspect", tmp_path / "out").stdout
         assert read.encoder.layer[1].intermediate.dense.layer.fff_leaf_out_weight.shape[:3] == (1, 8, 3)
         refused = run("convert", model, *SMALL, "--leaf-width", 3, "--layer", "paper", "-o", tmp_path / "no")
         assert "leaf width is 3" in one_line(refused)
