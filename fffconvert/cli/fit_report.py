@@ -27,6 +27,9 @@ def fit_report(
         int, typer.Option(min=1, help="Passes of a dense control over the tokens at most.")
     ] = 30,
     refine_passes: Annotated[int, typer.Option(min=0, help="The same of refined layers; 0 for none.")] = 4,
+    mlm_tokens: Annotated[
+        int, typer.Option(min=2048, help="Calibration tokens of the masked language model.")
+    ] = 200_000,
     lm_tokens: Annotated[
         int, typer.Option(min=2048, help="Calibration tokens of the causal model.")
     ] = 100_000,
@@ -48,6 +51,7 @@ def fit_report(
             raise FFFError(f"--only is {name!r}; expected one of {', '.join(SECTIONS)}")
     settings = Settings(
         tokens=tokens,
+        mlm_tokens=mlm_tokens,
         lm_tokens=lm_tokens,
         lm_test_tokens=lm_test_tokens,
         effort=Effort(passes, refine_passes),

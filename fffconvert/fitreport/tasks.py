@@ -105,7 +105,7 @@ def masked_loss(
             chosen = torch.rand(ids.shape, generator=generator) < MASKED
             chosen &= ~torch.isin(ids, torch.tensor(special))
             masked = torch.where(chosen, mask, ids)
-            logits = model(input_ids=masked, attention_mask=batch["attention_mask"]).logits[chosen].double()
+            logits = model(input_ids=masked, attention_mask=batch["attention_mask"])[0][chosen].double()
             loss += float(nn.functional.cross_entropy(logits, ids[chosen], reduction="sum"))
             right += int((logits.argmax(-1) == ids[chosen]).sum())
             count += int(chosen.sum())
