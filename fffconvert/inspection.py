@@ -66,6 +66,7 @@ def _layers(stored: dict[str, Any] | None) -> list[dict[str, Any]]:
             "trees": spec.trees,
             "depth": spec.depth,
             "trunk": spec.trunk,
+            "leaf_width": spec.leaf_width,
             "active_width": spec.active_width,
             "parameters": spec.parameters,
         }

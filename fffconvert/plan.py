@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fffconvert.errors import FFFError
 from fffconvert.locate import Sites
@@ -128,6 +131,33 @@ class FFFSpec:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
+SHAPE = ("depth", "trees", "trunk", "leaf_width")
+"""What a plan says of a block."""
+
+
+def read_shapes(path: str | Path) -> dict[str, dict[str, int]]:
+    """Read the shapes of a plan file: for each block some of `SHAPE`, depth at least.
+
+    Raises:
+        FFFError: There is no such file, or it is no plan.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FFFError(f"plan {path} cannot be read: {str(error).splitlines()[0]}") from error
+    blocks = document.get("blocks") if isinstance(document, dict) else None
+    if not isinstance(blocks, dict) or not blocks:
+        raise FFFError(f"plan {path} has no blocks; expected a file that fffconvert plan wrote")
+    for name, values in blocks.items():
+        if not isinstance(values, dict) or "depth" not in values:
+            raise FFFError(
+                f"plan {path}: block {name!r} has no depth; expected depth, and {', '.join(SHAPE[1:])}"
+            )
+    return {
+        str(name): {key: values[key] for key in SHAPE if key in values} for name, values in blocks.items()
+    }
+
+
 class LayerForm(str, Enum):
     """Which form of FFF layer takes a block's place."""
 
@@ -174,13 +204,31 @@ def select(sites: Sites, modules: Iterable[str], include: Sequence[str], exclude
     return Sites(kept, sites.skipped)
 
 
-def plan(sites: Sites, *, depth: int, trees: int = 1, trunk: int = 0, form: LayerForm) -> dict[str, FFFSpec]:
-    """One specification per block, all of the same budget.
+def plan(
+    sites: Sites,
+    *,
+    depth: int,
+    trees: int = 1,
+    trunk: int = 0,
+    leaf_width: int = 0,
+    form: LayerForm,
+    shapes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, FFFSpec]:
+    """One specification per block.
+
+    Args:
+        sites: The blocks.
+        depth: Depth of the trees.
+        trees: Number of trees.
+        trunk: Rank of the trunk.
+        leaf_width: Neurons of a leaf block.
+        form: Form of the layers.
+        shapes: What differs, by the names of blocks: some of `SHAPE`.
 
     Raises:
         FFFError: A number is out of range.
     """
-    return {
+    specs = {
         site.name: FFFSpec(
             d_in=site.d_model,
             d_out=site.d_model,
@@ -188,11 +236,16 @@ def plan(sites: Sites, *, depth: int, trees: int = 1, trunk: int = 0, form: Laye
             trees=trees,
             trunk=trunk,
             branch_outputs=form is LayerForm.BRANCH,
+            leaf_width=leaf_width,
             activation=site.activation if site.activation in ACTIVATIONS else "gelu",
             feature_axis=site.placement.feature_axis,
         )
         for site in sites
     }
+    for site in sites:
+        spec = dataclasses.replace(specs[site.name], **(shapes or {}).get(site.name, {}))
+        specs[site.name] = dataclasses.replace(spec, leaf_gated=bool(spec.leaf_width) and site.gated)
+    return specs
 
 
 def _matches(name: str, pattern: str) -> bool:

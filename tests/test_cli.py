@@ -157,6 +157,29 @@ class TestConvert:
         assert block["r2_heldout"] <= 1
         assert json.loads((tmp_path / "out/metrics.json").read_text())["blocks"] == found["blocks"]
 
+    def test_leaf_blocks_are_fitted_saved_and_read_back(self, model: Path, text: Path, tmp_path: Path):
+        options = ["--leaf-width", 3, "--no-sequential", "--refine", 1, "--json"]
+        result = run("convert", model, *SMALL, *options, "--calibration", text, "-o", tmp_path / "out")
+        block = json.loads(result.stdout)["blocks"][0]
+        assert (block["leaf_width"], block["active_width"]) == (3, 6)
+        assert 0 <= block["routing_entropy"] <= 1
+        assert len(block["margins"]) == 3
+        read = AutoModel.from_pretrained(tmp_path / "out")
+        assert "1x2" in run("inspect", tmp_path / "out").stdout
+        assert read.encoder.layer[1].intermediate.dense.layer.fff_leaf_out_weight.shape[:3] == (1, 8, 3)
+        refused = run("convert", model, *SMALL, "--leaf-width", 3, "--layer", "paper", "-o", tmp_path / "no")
+        assert "leaf width is 3" in one_line(refused)
+
+    def test_a_plan_is_measured_and_converted(self, model: Path, text: Path, tmp_path: Path):
+        plan, common = tmp_path / "plan.yaml", ["--tokens", 2000, "--calibration", text, "--json"]
+        result = run("plan", model, "--budget", 0.6, *common, "-o", plan, "--plot", tmp_path / "p.png")
+        planned = json.loads(result.stdout)["blocks"]
+        assert [block["name"] for block in planned] == BLOCKS
+        assert (tmp_path / "p.png").stat().st_size > 1000
+        done = run("convert", model, "--plan", plan, *common, "-o", tmp_path / "out")
+        for block, expected in zip(json.loads(done.stdout)["blocks"], planned, strict=True):
+            assert block["active_fraction"] == pytest.approx(expected["active_fraction"])
+
     def test_a_dry_run_shows_the_plan_and_writes_nothing(self, model: Path, text: Path, tmp_path: Path):
         before = sorted(tmp_path.rglob("*"))
         arguments = ("convert", model, *SMALL, "--calibration", text, "-o", tmp_path / "out", "--dry-run")

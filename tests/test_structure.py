@@ -24,6 +24,8 @@ ORDER = [
     "surgery",
     "hub",
     "convert",
+    "planning",
+    "fitreport",
     "deploy",
     "estimate",
     "bench",

@@ -5,7 +5,8 @@ Neither torch nor transformers is imported before a command runs, so that `--hel
 
 from __future__ import annotations
 
-from fffconvert.cli import bench, deploy, estimate  # noqa: F401  # each registers its command
+# Each registers its command.
+from fffconvert.cli import bench, deploy, estimate, fit_report, plan  # noqa: F401
 from fffconvert.cli.commands import app
 
 __all__ = ["app", "main"]

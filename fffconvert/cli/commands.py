@@ -89,12 +89,19 @@ def inspect(
 @one_line_errors
 def convert(
     model: Model,
-    depth: Annotated[
-        int, typer.Option(help="Depth D of each tree: D + 1 neurons a token, 2^(D+1) - 1 in all.")
-    ],
     destination: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    depth: Annotated[
+        int | None, typer.Option(help="Depth D of each tree: D + 1 neurons a token, 2^(D+1) - 1 in all.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Shapes of the layers, as fffconvert plan writes them, for depth.")
+    ] = None,
     trees: Annotated[int, typer.Option(help="Trees side by side.")] = 1,
     trunk: Annotated[int, typer.Option(help="Rank of the always-active linear map; 0 for none.")] = 0,
+    leaf_width: Annotated[
+        int,
+        typer.Option(help="Neurons of the dense block at each path's end, taken from the original."),
+    ] = 0,
     layer: Annotated[
         Layer, typer.Option(help="An output row per branch fits better; per node is the paper's.")
     ] = (Layer.BRANCH),
@@ -110,6 +117,12 @@ def convert(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 100_000,
     seed: Annotated[int, typer.Option(help="Order of the calibration text.")] = 0,
+    sequential: Annotated[
+        bool, typer.Option(help="Fit each block on what the converted ones before it give, or the originals.")
+    ] = True,
+    refine: Annotated[
+        int, typer.Option(help="Passes of gradient steps that refine each layer on its block's output.")
+    ] = 0,
     min_expansion: MinExpansion = 1.0,
     revision: Revision = None,
     trust_remote_code: RemoteCode = False,
@@ -120,19 +133,26 @@ def convert(
 ) -> None:
     """Replace MODEL's feedforward blocks by FFF layers, fitted to what they do, and save the model."""
     from fffconvert.convert import Recipe, convert_model
-    from fffconvert.plan import LayerForm
+    from fffconvert.errors import FFFError
+    from fffconvert.plan import LayerForm, read_shapes
 
+    if (depth is None) == (plan is None):
+        raise FFFError("expected exactly one of --depth and --plan")
     with output(as_json) as out:
         recipe = Recipe(
-            depth=depth,
+            depth=depth or 0,
+            shapes={} if plan is None else read_shapes(plan),
+            refine=refine,
             trees=trees,
             trunk=trunk,
+            leaf_width=leaf_width,
             layer=LayerForm(layer.value),
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             tokens=tokens,
             min_expansion=min_expansion,
             seed=seed,
+            sequential=sequential,
         )
         done = convert_model(
             model,
@@ -158,6 +178,7 @@ def _show_conversion(out: Output, done: ConvertedModel, dry_run: bool) -> None:
         out.show("dry run: nothing was fitted or written")
         return
     out.show(
+        tables.routing(rows),
         *Totals.of(rows).lines(),
         EXPECT,
         SAVINGS,

@@ -65,7 +65,18 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     """FFF layers, planned, fitted or found in a checkpoint; what is not known of them is left out."""
     table = _table(
         "fast feedforward layers",
-        ("name", "trees", "trunk", "width", "MACs left", "R²", "R² per token", "parameters", "before"),
+        (
+            "name",
+            "trees",
+            "trunk",
+            "leaf",
+            "width",
+            "MACs left",
+            "R²",
+            "R² per token",
+            "parameters",
+            "before",
+        ),
         left=("name",),
     )
     for row in rows:
@@ -75,11 +86,51 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
             row["name"],
             f"{row['trees']}x{row['depth']}",
             str(row["trunk"]),
+            str(row["leaf_width"]),
             str(row["active_width"]),
             "" if fraction is None else f"{fraction:.1%}",
             *("" if score is None else f"{score:.3f}" for score in scores),
             f"{row['parameters']:,}",
             "" if before is None else f"{before:,}",
+        )
+    return table
+
+
+def routing(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """How fitted layers route held-out tokens."""
+    table = _table(
+        "routing of held-out tokens",
+        ("name", "entropy", "dead nodes", "fullest path / mean", "margin 5 %", "50 %", "95 %"),
+        left=("name",),
+    )
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['routing_entropy']:.2f}",
+            f"{row['dead_node_share']:.1%}",
+            f"{row['path_balance']:.1f}",
+            *(f"{margin:.2f}" for margin in row["margins"]),
+        )
+    return table
+
+
+def plan(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """What each block is to become, from the `blocks` of `plan --json`."""
+    table = _table(
+        "plan",
+        ("name", "trees", "trunk", "leaf", "MACs", "expected error", "sensitivity", "parameters"),
+        left=("name",),
+    )
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['trees']}x{row['depth']}",
+            str(row["trunk"]),
+            str(row["leaf_width"]),
+            f"{row['active_fraction']:.1%}",
+            f"{row['expected_error']:.3f}",
+            f"{row['sensitivity']:.2g}",
+            f"{row['parameters']:,}",
         )
     return table
 

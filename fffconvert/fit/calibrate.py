@@ -14,18 +14,60 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert.errors import FFFError
+from fffconvert.fit.corpus import default_corpus
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation
 
 Batch = Mapping[str, Any]
 TOKENS_PER_BATCH = 4096
+CHARACTERS_PER_TOKEN = 8
+"""Generous: enough text for the asked number of tokens in any usual tokenizer's English."""
+PART_CHARACTERS = 8000
+"""Longest part of a document that is taken as one."""
+
+
+def calibration_batches(
+    model: nn.Module,
+    calibration: Iterable[str] | Iterable[Batch] | None,
+    tokenizer: Any,
+    *,
+    tokens: int,
+    length: int,
+    seed: int,
+) -> list[Batch]:
+    """Batches to calibrate a model on: those given, or text as `text_batches` makes them.
+
+    Args:
+        model: The model; its longest sequence bounds `length`.
+        calibration: Texts, batches, or None for the English text that comes with Python.
+        tokenizer: The model's tokenizer; not needed for batches.
+        tokens: How many tokens of text to take.
+        length: Longest sequence, in tokens.
+        seed: Order of the texts and batches.
+
+    Raises:
+        FFFError: There is text and no tokenizer, or no token in it.
+    """
+    items = None if calibration is None else list(calibration)
+    if items and not isinstance(items[0], str):
+        return [item for item in items if isinstance(item, Mapping)]
+    if tokenizer is None:
+        raise FFFError(
+            "the model has no tokenizer, so text cannot calibrate it; "
+            "convert it from Python with calibration=[{argument: tensor, …}, …]"
+        )
+    texts = default_corpus(CHARACTERS_PER_TOKEN * tokens) if items is None else [str(item) for item in items]
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30
+    length = min(length, tokenizer.model_max_length, int(positions))
+    return with_decoder_inputs(model, text_batches(texts, tokenizer, tokens=tokens, length=length, seed=seed))
 
 
 def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: int, seed: int) -> list[Batch]:
     """Tokenise texts into batches without padding: sequences of one length each, in random order.
 
     Args:
-        texts: Documents or paragraphs; long ones are cut into several sequences.
+        texts: Documents or paragraphs. Long ones are cut into parts, of which each is taken for itself, so
+            that a few books do not fill the whole calibration.
         tokenizer: A transformers tokenizer.
         tokens: How many tokens to take; fewer if the texts end.
         length: Longest sequence, in tokens.
@@ -38,7 +80,7 @@ def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: i
         FFFError: The texts hold no tokens.
     """
     order = random.Random(seed)
-    documents = list(texts)
+    documents = [part for text in texts for part in _parts(text)]
     order.shuffle(documents)
     by_length: dict[int, list[list[int]]] = {}
     taken = 0
@@ -48,6 +90,8 @@ def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: i
         for ids in _sequences(document, tokenizer, length):
             by_length.setdefault(len(ids), []).append(ids)
             taken += len(ids)
+            if taken >= tokens:
+                break
     batches: list[Batch] = []
     for size, sequences in by_length.items():
         per_batch = max(1, TOKENS_PER_BATCH // size)
@@ -58,6 +102,17 @@ def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: i
         raise FFFError("the calibration text holds no tokens; give a file with text")
     order.shuffle(batches)
     return batches
+
+
+def _parts(text: str) -> list[str]:
+    """A text cut at white space into parts of bounded length."""
+    parts = []
+    while len(text) > PART_CHARACTERS:
+        end = max(text.rfind(" ", 1, PART_CHARACTERS), text.rfind("\n", 1, PART_CHARACTERS))
+        end = end if end > 0 else PART_CHARACTERS
+        parts.append(text[:end])
+        text = text[end:]
+    return [*parts, text]
 
 
 def _sequences(document: str, tokenizer: Any, length: int) -> list[list[int]]:
@@ -115,7 +170,7 @@ def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> T
         x = args[0].detach().movedim(site.placement.feature_axis, -1)
         taken.append(x.reshape(-1, site.d_model).to("cpu", torch.float32))
         if site.shared_calls == 1:
-            raise _Reached
+            raise Reached
 
     device = next(model.parameters()).device
     handle = entry.register_forward_pre_hook(take)
@@ -124,7 +179,7 @@ def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> T
             for batch in batches:
                 try:
                     model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-                except _Reached:
+                except Reached:
                     pass
     finally:
         handle.remove()
@@ -138,5 +193,5 @@ def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> T
     return x
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """Ends a forward pass once a block's input is known."""

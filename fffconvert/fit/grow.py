@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fffconvert.fit.moments import second_moment
+from fffconvert.fit.split import turn
 from fffconvert.plan import FFFSpec
 from fffconvert.runtime.activations import ACTIVATIONS
 
@@ -43,18 +44,25 @@ class Tree:
         bias: [N], float64.
         out: [B * N, d_out], output rows.
         constant: [leaves, d_out], the constants of each path, summed; zero without branch outputs.
+        order: [tokens], which of the tokens as they were given stands where after growth.
+        ends: For each end of growth the leaves that it fills and where its tokens stand.
     """
 
     rows: Tensor
     bias: Tensor
     out: Tensor
     constant: Tensor
+    order: Tensor
+    ends: tuple[tuple[slice, slice], ...]
 
 
 def grow_trees(
     z: Tensor, variance: Tensor, residual: Tensor, weight: Tensor, spec: FFFSpec
 ) -> Iterator[Tree]:
     """Grow trees one after the other, each on what those before it left.
+
+    Where leaf blocks are to follow, hyperplanes are turned to part what one linear map describes from what
+    another does, and the caller subtracts what the leaves explain before it asks for the next tree.
 
     Args:
         z: [tokens, features], inputs, centred and uncorrelated. Reordered in place.
@@ -66,13 +74,13 @@ def grow_trees(
     sketch = torch.linalg.eigh(second_moment(residual, residual, weight)).eigenvectors[:, -SKETCH:].float()
     for _ in range(spec.trees):
         growth = _Growth(z, variance, residual, weight, sketch, spec)
-        if spec.trees == 1:
+        if spec.trees == 1 or spec.leaf_width:
             yield growth.grow()
-            return
+            continue
         before = residual.clone()
         tree = growth.grow()
         residual.mul_(BOOST).add_(before[growth.order], alpha=1 - BOOST)
-        yield Tree(tree.rows, tree.bias, BOOST * tree.out, BOOST * tree.constant)
+        yield replace(tree, out=BOOST * tree.out, constant=BOOST * tree.constant)
 
 
 @dataclass(frozen=True)
@@ -99,16 +107,15 @@ class _Growth:
         self, z: Tensor, variance: Tensor, residual: Tensor, weight: Tensor, sketch: Tensor, spec: FFFSpec
     ) -> None:
         self.z, self.residual, self.weight, self.sketch, self.spec = z, residual, weight, sketch, spec
-        self.deviation = (variance + RIDGE).sqrt()
+        self.variance, self.deviation = variance, (variance + RIDGE).sqrt()
         self.order = torch.arange(len(z))
         self.activation = ACTIVATIONS[spec.activation].fn
         d_out, branches = residual.shape[1], 2 if spec.branch_outputs else 1
-        self.tree = Tree(
-            torch.zeros(spec.nodes, z.shape[1]),
-            torch.zeros(spec.nodes, dtype=torch.float64),
-            torch.zeros(branches * spec.nodes, d_out),
-            torch.zeros(spec.leaves, d_out),
-        )
+        self.rows = torch.zeros(spec.nodes, z.shape[1])
+        self.bias = torch.zeros(spec.nodes, dtype=torch.float64)
+        self.out = torch.zeros(branches * spec.nodes, d_out)
+        self.constant = torch.zeros(spec.leaves, d_out)
+        self.ends: list[tuple[slice, slice]] = []
 
     def grow(self) -> Tree:
         large = [_Node(0, slice(0, len(self.z)), None, torch.zeros(self.residual.shape[1]))]
@@ -121,17 +128,19 @@ class _Growth:
             while small:
                 node = small.pop()
                 small += self._split(node) or self._end(node)
-        return self.tree
+        return Tree(self.rows, self.bias, self.out, self.constant, self.order, tuple(self.ends))
 
     def _end(self, node: _Node) -> list[_Node]:
         """Fill the subtree of a node that has too few tokens, or is the end of a path."""
         first, last, parent = node.index, node.index + 1, (node.index - 1) // 2
         while first < self.spec.nodes:
             # A repeated hyperplane routes all tokens alike, and gradients can still move it.
-            self.tree.rows[first:last] = self.tree.rows[max(parent, 0)]
-            self.tree.bias[first:last] = self.tree.bias[max(parent, 0)]
+            self.rows[first:last] = self.rows[max(parent, 0)]
+            self.bias[first:last] = self.bias[max(parent, 0)]
             first, last = 2 * first + 1, 2 * last + 1
-        self.tree.constant[first - self.spec.nodes : last - self.spec.nodes] = node.constant
+        leaves = slice(first - self.spec.nodes, last - self.spec.nodes)
+        self.constant[leaves] = node.constant
+        self.ends.append((leaves, node.tokens))
         return []
 
     def _split(self, node: _Node) -> list[_Node]:
@@ -153,10 +162,16 @@ class _Growth:
         if variance < RESOLUTION:
             return []
         threshold = _threshold(position, residual, share[:, 0])
+        if self.spec.leaf_width:
+            row, cut = turn(z, self.variance, sketched, weight, row, float(centre + threshold))
+            position = z @ row
+            centre = position @ share[:, 0]
+            position -= centre
+            variance, threshold = position.square() @ share[:, 0], cut - centre
         scale = REACH / (position - threshold).abs().max()
         s = scale * (position - threshold)
-        self.tree.rows[node.index] = scale * row
-        self.tree.bias[node.index] = -scale * (centre.double() + threshold)
+        self.rows[node.index] = scale * row
+        self.bias[node.index] = -scale * (centre.double() + threshold)
 
         a, right = self.activation(s)[:, None], s > 0
         sides = torch.stack([~right, right], 1).float()
@@ -166,13 +181,13 @@ class _Growth:
             design = torch.cat([sides, (a - a_mean) * sides], 1)
             expected = torch.outer((weight * position) @ design, slope)
             fitted = _regress(design, residual, weight, sides, expected)
-            self.tree.out[2 * node.index : 2 * node.index + 2] = fitted[2:]
+            self.out[2 * node.index : 2 * node.index + 2] = fitted[2:]
             constants = node.constant + fitted[:2] - a_mean[:, None] * fitted[2:]
         else:
             design = a
             nothing = torch.zeros(1, residual.shape[1])
             fitted = _regress(design, residual, weight, torch.ones_like(a), nothing)
-            self.tree.out[node.index] = fitted[0]
+            self.out[node.index] = fitted[0]
             constants = node.constant.expand(2, -1)
         residual.addmm_(design, fitted, alpha=-1)
         moment -= ((share * (design - (share * design).sum(0))).T @ z).T @ (fitted @ self.sketch)

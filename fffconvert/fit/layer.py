@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fffconvert.errors import FFFError
 from fffconvert.fit.grow import grow_trees
+from fffconvert.fit.leaves import Leaf, LeafFit
 from fffconvert.fit.moments import Principal, centre, token_weights
+from fffconvert.fit.neurons import Neurons
 from fffconvert.fit.trunk import fit_trunk
 from fffconvert.plan import FFFSpec
 from fffconvert.tree import FFFLayer
 
 
 @torch.no_grad()
-def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec) -> FFFLayer:
+def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = None) -> FFFLayer:
     """Fit an FFF layer to a block in closed form. The result depends on the arguments alone.
 
     Memory: some three times that of `x` and of `y` beside themselves.
@@ -22,15 +25,16 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec) -> FFFLayer:
     Args:
         x: [tokens, d_in], what the block was given, float32 on the CPU.
         y: [tokens, d_out], what the block made of it.
-        spec: Shape of the layer, without leaf blocks.
+        spec: Shape of the layer.
+        neurons: Those of the original block; needed for leaf blocks.
 
     Returns:
         The layer, float32 on the CPU.
 
     Raises:
-        FFFError: The activations do not fit the specification or are not finite, or it has leaf blocks.
+        FFFError: The activations do not fit the specification or are not finite.
     """
-    _check(x, y, spec)
+    _check(x, y, spec, neurons)
     weight = token_weights(y)
     principal, z = Principal.of(x, weight)
     mean, residual = centre(y, weight)
@@ -44,6 +48,10 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec) -> FFFLayer:
         state["fff_trunk_in"].copy_(trunk_in)
         state["fff_trunk_out"].copy_(outer)
         state["fff_bias"].copy_(mean - trunk_in @ principal.mean @ outer)
+    leaves = None
+    if neurons is not None and spec.leaf_width:
+        leaves = LeafFit(neurons, spec.leaf_width, x, weight, principal)
+    at = torch.arange(len(x))
     for t, tree in enumerate(grow_trees(z, principal.variance, residual, weight, spec)):
         rows = principal.rows(tree.rows)
         state["fff_in_weight"][t] = rows
@@ -51,7 +59,24 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec) -> FFFLayer:
         state["fff_out_weight"][t] = tree.out
         if spec.branch_outputs:
             state["fff_leaf_constant"][t] = tree.constant
+        if leaves is None:
+            continue
+        at = at[tree.order]
+        for filled, tokens in tqdm(tree.ends, desc="leaves", leave=False, disable=None):
+            own = x[at[tokens]]
+            leaf = leaves.fit(own, z[tokens], residual[tokens], weight[tokens])
+            _put(state, t, filled, leaf)
+            residual[tokens] -= leaf(own)
     return layer
+
+
+def _put(state: dict[str, Tensor], tree: int, leaves: slice, leaf: Leaf) -> None:
+    """Write a leaf block into the parameters of a layer."""
+    for name, rows, bias in zip(("in", "gate"), leaf.neurons.rows, leaf.neurons.bias, strict=False):
+        state[f"fff_leaf_{name}_weight"][tree, leaves] = rows
+        state[f"fff_leaf_{name}_bias"][tree, leaves] = bias
+    state["fff_leaf_out_weight"][tree, leaves] = leaf.out
+    state["fff_leaf_constant"][tree, leaves] += leaf.constant
 
 
 def r2(y: Tensor, y_hat: Tensor, weight: Tensor | None = None) -> float:
@@ -71,9 +96,12 @@ def r2(y: Tensor, y_hat: Tensor, weight: Tensor | None = None) -> float:
     return float(error == 0) if total == 0 else 1 - float(error / total)
 
 
-def _check(x: Tensor, y: Tensor, spec: FFFSpec) -> None:
-    if spec.leaf_width:
-        raise FFFError(f"leaf_width is {spec.leaf_width}; leaf blocks cannot be fitted yet, expected 0")
+def _check(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None) -> None:
+    usable = neurons is not None and neurons.gated is spec.leaf_gated and spec.branch_outputs
+    if spec.leaf_width and not usable:
+        raise FFFError(
+            f"leaf_width is {spec.leaf_width}; expected branch outputs, and neurons gated like the leaves"
+        )
     if x.shape != (len(x), spec.d_in) or y.shape != (len(x), spec.d_out) or not len(x):
         raise FFFError(
             f"found activations {list(x.shape)} and {list(y.shape)}; "

@@ -89,7 +89,8 @@ def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     if _is_hub_id(base):
         head["base_model"] = base
     rows = [
-        f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} | {block['active_width']} "
+        f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} "
+        f"| {block['leaf_width']} | {block['active_width']} "
         f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} | {block['token_r2_heldout']:.3f} "
         f"| {block['parameters_before']:,} | {block['parameters']:,} |"
         for block in metrics["blocks"]
@@ -110,8 +111,8 @@ is in `fffconvert.yaml`, the figures below are in `metrics.json`.
 R² is the share of the variance of a block's output that the layer explains on held-out text. A few tokens
 often carry nearly all of it; R² per token lets all tokens count alike.
 
-| block | trees x depth | trunk | active width | MACs left | R² | R² per token | parameters before | now |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| block | trees x depth | trunk | leaf | width | MACs left | R² | R² per token | parameters before | now |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
 ## How to load it

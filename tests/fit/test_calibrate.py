@@ -57,6 +57,16 @@ def test_number_of_tokens_is_kept_to_the_last_text():
         assert wanted <= taken < wanted + 200
 
 
+def test_one_long_book_does_not_fill_the_calibration():
+    books = [letter * 200_000 for letter in "abcd"]
+    found = text_batches(books, Letters(), tokens=200_000, length=128, seed=0)
+    ids = torch.cat([batch["input_ids"].flatten() for batch in found])
+    shares = [float((ids == 3 + ord(letter) % 50).float().mean()) for letter in "abcd"]
+    assert min(shares) > 0.05
+    words = text_batches(["word " * 5000], Letters(), tokens=10**6, length=128, seed=0)
+    assert sum(batch["input_ids"].numel() for batch in words) == pytest.approx(25_000, rel=0.03)
+
+
 def test_order_follows_the_seed():
     first, second, other = batches(seed=1), batches(seed=1), batches(seed=2)
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, second, strict=True))

@@ -182,7 +182,7 @@ def test_nodes_without_tokens_still_route_and_can_be_trained():
 @pytest.mark.parametrize(
     ("x", "y", "options", "message"),
     [
-        (draw(9, 5), draw(9, 4), {"leaf_width": 2}, "leaf_width is 2; leaf blocks cannot be fitted"),
+        (draw(9, 5), draw(9, 4), {"leaf_width": 2}, "leaf_width is 2; expected branch outputs"),
         (draw(9, 6), draw(9, 4), {}, r"found activations \[9, 6\] and \[9, 4\]; expected \[tokens, 5\]"),
         (draw(9, 5), draw(8, 4), {}, r"\[8, 4\]"),
         (draw(0, 5), draw(0, 4), {}, "at least one token"),

@@ -16,6 +16,7 @@ def block(name: str, **values: Any) -> dict[str, Any]:
         "trees": 1,
         "depth": 11,
         "trunk": 4,
+        "leaf_width": 0,
         "active_width": 16,
         "active_fraction": 0.25,
         "r2_heldout": 0.75,
@@ -44,7 +45,7 @@ def test_totals_are_weighted_by_the_blocks_share():
 
 def test_the_card_tells_both_sides():
     card = model_card({"model": "somebody/original"}, {"blocks": BLOCKS})
-    assert "| layer.1 | 1x11 | 4 | 16 | 50.0% | 0.750 | 0.250 | 1,000 | 3,000 |" in card
+    assert "| layer.1 | 1x11 | 4 | 0 | 16 | 50.0% | 0.750 | 0.250 | 1,000 | 3,000 |" in card
     assert "9,000 parameters, 3,000 before (3.00 times as many)" in card
     assert "0.750 (median), 0.250 (lowest)" in card
     assert "import fffconvert" in card

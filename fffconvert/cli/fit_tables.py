@@ -1,0 +1,113 @@
+"""Tables of the fit report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+WAYS = {
+    "paths": "1x10, closed form",
+    "paths_refined": "1x10, refined",
+    "dense_small": "dense block of width 11, Adam",
+    "leaves": "leaves, closed form",
+    "leaves_refined": "leaves, refined",
+    "leaves_random_routing": "leaves, random routing",
+    "dense_large": "dense block of width 112, Adam",
+    "neurons": "112 original neurons, refitted",
+}
+GOALS = (
+    ("paths", "dense_small", 0.15),
+    ("paths_refined", "dense_small", 0.25),
+    ("leaves", "dense_large", 0.30),
+    ("leaves_refined", "dense_large", 0.40),
+    ("leaves", "neurons", 0.40),
+)
+
+
+def report(found: Mapping[str, Any]) -> Iterator[Table]:
+    """One table per section that was measured."""
+    if "blocks" in found:
+        yield _errors(found["blocks"])
+        yield _goals(found["blocks"]["mean"])
+    if "sts" in found:
+        yield _sts(found["sts"])
+    if "mlm" in found:
+        yield _mlm(found["mlm"])
+    if "lm" in found:
+        yield _lm(found["lm"])
+
+
+def _errors(section: Mapping[str, Any]) -> Table:
+    blocks = section["blocks"].values()
+    table = Table(title="error of the blocks' outputs on held-out text: 1 - R², 1 - R² per token")
+    table.add_column("way")
+    for heading in (*(str(n) for n in range(len(blocks))), "mean", "width", "storage", "s"):
+        table.add_column(heading, justify="right")
+    for way, title in WAYS.items():
+        if way not in section["mean"]:
+            continue
+        mean = section["mean"][way]
+        cells = [f"{row[way]['error']:.3f}\n{row[way]['token_error']:.3f}" for row in blocks]
+        cells.append(f"{mean['error']:.3f}\n{mean['token_error']:.3f}")
+        table.add_row(
+            title, *cells, f"{mean['active_width']:.0f}", f"{mean['storage']:.2f}x", f"{mean['seconds']:.0f}"
+        )
+    return table
+
+
+def _goals(mean: Mapping[str, Any]) -> Table:
+    table = Table(title="how much lower the mean error is")
+    for heading in ("conversion", "control"):
+        table.add_column(heading)
+    for heading in ("1 - R²", "1 - R² per token", "goal"):
+        table.add_column(heading, justify="right")
+    for way, control, goal in GOALS:
+        if way in mean:
+            lower = [1 - mean[way][key] / mean[control][key] for key in ("error", "token_error")]
+            table.add_row(WAYS[way], WAYS[control], *(f"{value:.1%}" for value in lower), f"{goal:.0%}")
+    return table
+
+
+def _sts(section: Mapping[str, Any]) -> Table:
+    table = Table(
+        title=f"STS-B test, {section['active_fraction']:.1%} active, {section['storage']:.2f}x stored"
+    )
+    table.add_column("model")
+    table.add_column("Spearman", justify="right")
+    table.add_column("of the original", justify="right")
+    original = section["spearman"]["original"]
+    for name, value in section["spearman"].items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}", f"{value / original:.1%}")
+    return table
+
+
+def _mlm(section: Mapping[str, Any]) -> Table:
+    table = Table(
+        title=f"masked tokens of reactions, {section['active_fraction']:.1%} active; the gap is "
+        f"{section['gap_to_dense']:.2f} of the dense control's"
+    )
+    table.add_column("model")
+    for heading in ("loss", "accuracy"):
+        table.add_column(heading, justify="right")
+    for name, row in section["scores"].items():
+        table.add_row(name, f"{row['loss']:.4f}", f"{row['accuracy']:.4f}")
+    return table
+
+
+def _lm(section: Mapping[str, Any]) -> Table:
+    table = Table(title="perplexity on WikiText-2 test")
+    table.add_column("model")
+    for heading in ("active", "stored", "perplexity", "of the original"):
+        table.add_column(heading, justify="right")
+    for name, row in section.items():
+        active, stored = row.get("active_fraction"), row.get("storage")
+        table.add_row(
+            name,
+            "" if active is None else f"{active:.1%}",
+            "" if stored is None else f"{stored:.2f}x",
+            f"{row['perplexity']:.2f}",
+            f"{row['ratio']:.3f}x",
+        )
+    return table

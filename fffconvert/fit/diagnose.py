@@ -1,0 +1,81 @@
+"""What a fitted layer does with tokens that it was not fitted on: how well it fits, and how it routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fffconvert.fit.layer import r2
+from fffconvert.fit.moments import token_weights
+from fffconvert.runtime import cmm
+from fffconvert.tree import FFFLayer
+
+CHUNK = 8192
+QUANTILES = (0.05, 0.5, 0.95)
+TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Fit and routing of one layer on held-out tokens. Of several trees, means over the trees.
+
+    Attributes:
+        r2_heldout: Share of the variance of the block's output that the layer explains.
+        token_r2_heldout: The same with all tokens counting alike.
+        routing_entropy: Entropy of the ends of paths, as a share of its largest value; 1 is uniform.
+        dead_node_share: Share of nodes that no token visits. With fewer tokens than nodes some must be dead.
+        path_balance: Tokens of the most visited end of a path over the mean of all ends; 1 is uniform.
+        margins: |s| over its mean at the visited nodes of its level, at the quantiles 5 %, 50 % and 95 %:
+            the tokens with the smallest are the ones that rounding can send the other way.
+    """
+
+    r2_heldout: float
+    token_r2_heldout: float
+    routing_entropy: float
+    dead_node_share: float
+    path_balance: float
+    margins: tuple[float, float, float]
+
+
+@torch.no_grad()
+def diagnose(layer: FFFLayer, x: Tensor, y: Tensor) -> Diagnostics:
+    """Measure a layer on tokens held out.
+
+    Args:
+        layer: The layer, with the features on the last axis.
+        x: [tokens, d_in], at least one token.
+        y: [tokens, d_out], what the block made of them.
+    """
+    spec = layer.spec
+    y_hat = torch.cat([layer(part) for part in torch.split(x, CHUNK)])
+    routed = [cmm(part, layer.weights, spec.activation)[1:] for part in torch.split(x, CHUNK)]
+    logits, leaf = torch.cat([part[0] for part in routed]), torch.cat([part[1] for part in routed])
+    entropy, dead, balance = 0.0, 0.0, 0.0
+    for ends in leaf.unbind(1):
+        visits = torch.bincount(ends, minlength=spec.leaves).double()
+        share = visits / visits.sum()
+        entropy += float(-(share * share.clamp(min=TINY).log2()).sum()) / (spec.depth + 1)
+        balance += float(visits.max() / visits.mean())
+        dead += 1 - _visited(visits) / spec.nodes
+    margin = logits.abs() / logits.abs().mean((0, 1), keepdim=True).clamp(min=TINY)
+    sample = margin.flatten()[:: -(-margin.numel() // 1_000_000)]
+    low, middle, high = sample.double().quantile(torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    return Diagnostics(
+        r2_heldout=r2(y, y_hat),
+        token_r2_heldout=r2(y, y_hat, token_weights(y)),
+        routing_entropy=entropy / spec.trees,
+        dead_node_share=dead / spec.trees,
+        path_balance=balance / spec.trees,
+        margins=(low, middle, high),
+    )
+
+
+def _visited(ends: Tensor) -> int:
+    """Nodes of a tree that have a visited end below them."""
+    count, visits = 0, ends
+    while len(visits) > 1:
+        visits = visits.view(-1, 2).sum(1)
+        count += int((visits > 0).sum())
+    return count

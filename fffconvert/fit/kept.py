@@ -1,0 +1,62 @@
+"""Fitted layers on disk while a conversion runs, so that a stopped one goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fffconvert.fit.diagnose import Diagnostics
+from fffconvert.plan import FFFSpec
+from fffconvert.tree import FFFLayer
+
+
+class KeptLayers:
+    """The layers of one conversion, by the names of their blocks.
+
+    Args:
+        folder: Where they are kept. What another conversion left there is deleted.
+        recipe: All that the layers depend on, in plain values.
+    """
+
+    def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+        self.folder = folder
+        key, own = json.dumps(recipe, sort_keys=True), folder / "recipe.json"
+        if not own.is_file() or own.read_text(encoding="utf-8") != key:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            own.write_text(key, encoding="utf-8")
+
+    def load(self, name: str, spec: FFFSpec) -> tuple[FFFLayer, Diagnostics] | None:
+        """A block's layer and what was measured of it, if it was fitted before."""
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            found = json.loads(file.metadata()["diagnostics"])
+            state = {key: file.get_tensor(key) for key in file.keys()}
+        layer = FFFLayer(spec)
+        layer.load_state_dict(state)
+        return layer, Diagnostics(**{**found, "margins": tuple(found["margins"])})
+
+    def save(self, name: str, layer: FFFLayer, found: Diagnostics) -> None:
+        """Keep a block's layer."""
+        path = self._path(name)
+        partial = path.with_suffix(".partial")
+        state = {key: tensor.detach().contiguous() for key, tensor in layer.state_dict().items()}
+        save_file(state, partial, metadata={"diagnostics": json.dumps(dataclasses.asdict(found))})
+        partial.replace(path)
+
+    def clear(self) -> None:
+        """Delete them: the conversion is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.safetensors"

@@ -1,0 +1,325 @@
+"""Leaf blocks: for the tokens of one region, the original neurons and linear directions that matter there.
+
+Most of what a block does in a region is linear, so a leaf spends some of its width on linear directions
+(neurons kept where their activation is straight) and the rest on original neurons, chosen for what no linear
+map explains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fffconvert.fit.moments import Principal
+from fffconvert.fit.neurons import Neurons
+from fffconvert.runtime.activations import ACTIVATIONS
+
+PRIOR_TOKENS = 100
+"""Ridge of each feature, in tokens in which it varies as it does over all tokens."""
+CANDIDATES = 4
+"""Neurons that take part in the selection, per neuron of a leaf: those of most effect on its tokens."""
+LEAF_TOKENS = 1 << 15
+"""A leaf is fitted on at most so many of its tokens."""
+RANKING_TOKENS = 4096
+"""Tokens on which candidates are ranked."""
+SPREAD_TOKENS = 1 << 16
+"""Tokens on which the spread of each neuron over all regions is measured."""
+CHUNK = 8192
+REACH = 0.3
+"""How far a linear direction's neuron moves from its point of rest on the tokens of its leaf."""
+COLLINEAR = 1e-4
+"""Share of a neuron's variance that must be left for it to be chosen."""
+FLOOR = 1e-6
+TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A leaf block over the original inputs, in the layout of `FFFLayer`.
+
+    Attributes:
+        neurons: Input rows of its L neurons, chosen ones first.
+        out: [L, d_out], output rows.
+        constant: [d_out]
+        chosen: Indices of the original neurons among them, [L - linear].
+    """
+
+    neurons: Neurons
+    out: Tensor
+    constant: Tensor
+    chosen: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The block's output, constant included: [tokens, d_in] to [tokens, d_out]."""
+        parts = torch.split(x, CHUNK)
+        return torch.cat([torch.addmm(self.constant, self.neurons(part), self.out) for part in parts])
+
+
+class LeafFit:
+    """Fits the leaves of one layer.
+
+    Args:
+        neurons: All neurons of the original block.
+        width: Neurons of a leaf, L.
+        x: [tokens, d_in], all tokens.
+        weight: [tokens]
+        principal: The coordinates of x in which leaves are fitted.
+    """
+
+    def __init__(self, neurons: Neurons, width: int, x: Tensor, weight: Tensor, principal: Principal) -> None:
+        self.neurons, self.width, self.principal = neurons, width, principal
+        self.scale = (principal.variance + FLOOR * principal.variance.max()).clamp(min=TINY).rsqrt()
+        x, weight = _sample(SPREAD_TOKENS, x, weight)
+        values, share = neurons(x), weight / weight.sum()
+        spread = share @ (values - share @ values).square()
+        self.prior = torch.cat([spread, torch.ones_like(self.scale)]).double()
+
+    def fit(self, x: Tensor, z: Tensor, residual: Tensor, weight: Tensor) -> Leaf:
+        """Fit one leaf to its tokens.
+
+        Args:
+            x: [tokens, d_in], at least one token.
+            z: [tokens, features], the same inputs, uncorrelated over all tokens.
+            residual: [tokens, d_out], what trunk and path left.
+            weight: [tokens]
+        """
+        x, z, residual, weight = _sample(LEAF_TOKENS, x, z, residual, weight)
+        z = z * self.scale
+        candidates = self._candidates(x, residual, weight)
+        moments = _moments(self.neurons[candidates], x, z, residual, weight)
+        count = len(candidates)
+        prior = torch.cat([self.prior[candidates], self.prior[len(self.neurons) :]])
+        ridge = PRIOR_TOKENS / len(x) * prior
+        second = moments.second + torch.diag(ridge + TINY)
+        chosen, directions = _choose(second, moments.cross, count, self.width)
+        # What the leaf's neurons are made of: columns over candidates and z.
+        made = torch.zeros(len(second), len(chosen) + directions.shape[1], dtype=torch.float64)
+        made[chosen, torch.arange(len(chosen))] = 1
+        made[count:, len(chosen) :] = directions
+        gram = made.T @ second @ made
+        gram.diagonal().add_(1e-9 * gram.diagonal() + TINY)
+        out = torch.linalg.solve(gram, made.T @ moments.cross)
+        constant = moments.mean_residual - (moments.mean @ made) @ out
+        block, slope, rest = self._linear(directions, z)
+        out[len(chosen) :] /= slope[:, None]
+        constant -= rest @ out[len(chosen) :]
+        picked = candidates[chosen]
+        return self._padded(Leaf(_join(self.neurons[picked], block), out.float(), constant.float(), picked))
+
+    def _candidates(self, x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
+        """The neurons whose values say most about the residual, one by one: indices, ascending."""
+        count = min(len(self.neurons), CANDIDATES * self.width)
+        if count == len(self.neurons):
+            return torch.arange(count)
+        x, residual, weight = _sample(RANKING_TOKENS, x, residual, weight)
+        share = weight / weight.sum()
+        values = self.neurons(x)
+        values -= share @ values
+        cross = (values * share[:, None]).T @ residual
+        variance = share @ values.square() + PRIOR_TOKENS / len(x) * self.prior[: len(self.neurons)].float()
+        effect = cross.square().sum(1) / variance.clamp(min=TINY)
+        return effect.topk(count).indices.sort().values
+
+    def _linear(self, directions: Tensor, z: Tensor) -> tuple[Neurons, Tensor, Tensor]:
+        """Neurons that are linear on the leaf's tokens.
+
+        Returns:
+            The neurons, and slope and constant of each as a function of its direction, [linear], float64.
+        """
+        fn = ACTIVATIONS[self.neurons.activation].fn
+        reach = (z @ directions.float()).abs().amax(0).double().clamp(min=TINY)
+        rows = self.principal.rows((directions * self.scale.double()[:, None] / reach).T)
+        shift = -(rows @ self.principal.mean)
+        if self.neurons.gated:  # a constant activation times the direction
+            rows = torch.stack([torch.zeros_like(rows), rows])
+            bias = torch.stack([torch.ones_like(shift), shift])
+            slope, rest = fn(torch.ones_like(reach)) / reach, torch.zeros_like(reach)
+        else:
+            point = straightest(self.neurons.activation)
+            low, middle, high = fn(point + REACH * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
+            rows, bias = REACH * rows[None], (point + REACH * shift)[None]
+            slope, rest = (high - low) / 2 / reach, middle.expand_as(reach)
+        return Neurons(rows.float(), bias.float(), self.neurons.activation), slope, rest
+
+    def _padded(self, leaf: Leaf) -> Leaf:
+        """Fill up to L neurons with ones that do nothing (there were fewer candidates and directions)."""
+        missing = self.width - len(leaf.out)
+        maps, _, d_in = self.neurons.rows.shape
+        still = Neurons(torch.zeros(maps, missing, d_in), torch.zeros(maps, missing), self.neurons.activation)
+        out = torch.cat([leaf.out, torch.zeros(missing, leaf.out.shape[1])])
+        return Leaf(_join(leaf.neurons, still), out, leaf.constant, leaf.chosen)
+
+
+def choose_neurons(
+    x: Tensor, y: Tensor, neurons: Neurons, width: int, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One set of original neurons for all tokens, chosen together and refitted by least squares.
+
+    Args:
+        x: [tokens, d_in]
+        y: [tokens, d_out]
+        neurons: Those of the block.
+        width: How many to choose.
+        weight: [tokens]
+
+    Returns:
+        Their indices, output rows [width, d_out], and constant [d_out].
+    """
+    x, y, weight = _sample(SPREAD_TOKENS, x, y, weight)
+    moments = _moments(neurons, x, x[:, :0], y, weight)
+    chosen, _ = _greedy(moments.second.float(), moments.cross.float(), moments.second.diagonal(), width)
+    gram = moments.second[chosen][:, chosen]
+    out = torch.linalg.solve(gram + torch.diag(1e-6 * gram.diagonal() + TINY), moments.cross[chosen])
+    constant = moments.mean_residual - moments.mean[chosen] @ out
+    return chosen, out.float(), constant.float()
+
+
+def _sample(tokens: int, *tensors: Tensor) -> list[Tensor]:
+    """At most so many rows of each tensor, evenly spaced."""
+    return [tensor[:: -(-len(tensor) // tokens)] for tensor in tensors]
+
+
+def straightest(activation: str) -> float:
+    """The point around which an activation is closest to a line; the smallest if there are several."""
+    fn = ACTIVATIONS[activation].fn
+    points = torch.linspace(-4, 4, 321, dtype=torch.float64)
+    points = points[points.abs().argsort(stable=True)]
+    offsets = REACH * torch.linspace(-1, 1, 9, dtype=torch.float64)
+    values = fn(points[:, None] + offsets)
+    slope = (values[:, -1] - values[:, 0]) / (2 * REACH)
+    bend = (values - values[:, 4:5] - slope[:, None] * offsets).abs().amax(1)
+    steep = slope.abs() > slope.abs().max() / 2
+    return float(points[torch.where(steep, bend / slope.abs(), torch.inf).argmin()])
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Centred moments of the features (candidates, then z) and the residual, float64.
+
+    Attributes:
+        mean: [features]
+        mean_residual: [d_out]
+        second: [features, features]
+        cross: [features, d_out]
+    """
+
+    mean: Tensor
+    mean_residual: Tensor
+    second: Tensor
+    cross: Tensor
+
+
+def _moments(neurons: Neurons, x: Tensor, z: Tensor, residual: Tensor, weight: Tensor) -> _Moments:
+    features, d_out = len(neurons) + z.shape[1], residual.shape[1]
+    second = torch.zeros(features, features, dtype=torch.float64)
+    cross = torch.zeros(features, d_out, dtype=torch.float64)
+    mean, mean_residual = torch.zeros(features, dtype=torch.float64), torch.zeros(d_out, dtype=torch.float64)
+    share = weight / weight.sum()
+    # Moments about a point near the mean lose nothing to cancellation.
+    shift = torch.cat([neurons(x[:CHUNK]), z[:CHUNK]], 1).mean(0)
+    for start in range(0, len(x), CHUNK):
+        part = slice(start, start + CHUNK)
+        values = torch.cat([neurons(x[part]), z[part]], 1) - shift
+        weighted = values * share[part, None]
+        second += weighted.T @ values
+        cross += weighted.T @ residual[part]
+        mean += weighted.sum(0)
+        mean_residual += share[part] @ residual[part]
+    second -= torch.outer(mean, mean)
+    cross -= torch.outer(mean, mean_residual)
+    return _Moments(mean + shift, mean_residual, second, cross)
+
+
+def _choose(second: Tensor, cross: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
+    """Choose neurons and linear directions together.
+
+    The neurons are ranked by what they explain beyond every linear map, the directions by what they explain
+    alone; the width is shared out where the sum of both is largest.
+
+    Args:
+        second: [count + features, count + features], of candidates and z, ridge included.
+        cross: [count + features, d_out]
+        count: Number of candidates.
+        width: Neurons and directions in all.
+
+    Returns:
+        Indices of the chosen neurons, and directions, [features, linear].
+    """
+    linear = slice(count, None)
+    towards = torch.cat([second[linear, :count], cross[linear]], 1)
+    solved = torch.linalg.solve(second[linear, linear], towards)
+    beyond = torch.cat([second[:count, :count], cross[:count]], 1) - towards[:, :count].T @ solved
+    order, gains = _greedy(
+        beyond[:, :count].float(), beyond[:, count:].float(), second.diagonal()[:count], width
+    )
+    explained = towards[:, count:].T @ solved[:, count:]
+    spectrum = torch.linalg.eigvalsh(explained).flip(0).clamp(min=0)[: len(solved)]
+    by_neurons = torch.cat([torch.zeros(1, dtype=torch.float64), gains.double().cumsum(0)])
+    by_directions = torch.cat([torch.zeros(1, dtype=torch.float64), spectrum.cumsum(0)])
+    linear_counts = torch.arange(min(width, len(spectrum)) + 1)
+    neuron_counts = (width - linear_counts).clamp(max=len(order))
+    directions = int((by_directions[linear_counts] + by_neurons[neuron_counts]).argmax())
+    chosen = order[: min(width - directions, len(order))]
+    return chosen, _directions(second, cross, count, chosen, directions)
+
+
+def _greedy(second: Tensor, cross: Tensor, scale: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Orthogonal matching pursuit on moments: each neuron is the one that explains most beside those before.
+
+    Args:
+        second: [n, n], positive semidefinite.
+        cross: [n, d_out]
+        scale: [n], variances against which what is left of a neuron is judged.
+        width: How many to take at most.
+
+    Returns:
+        Indices and gains in order of choice, both [k].
+
+    Reference: Pati, Rezaiifar and Krishnaprasad, Orthogonal matching pursuit (1993).
+    """
+    left, cross = second.diagonal().clone(), cross.clone()
+    usable = COLLINEAR * scale.float() + TINY
+    basis = torch.zeros(len(second), width)
+    order, gains = [], []
+    for step in range(min(width, len(second))):
+        score = torch.where(left > usable, cross.square().sum(1) / left, -1.0)
+        best = int(score.argmax())
+        if score[best] <= 0:
+            break
+        order.append(best)
+        gains.append(float(score[best]))
+        root = left[best].sqrt()
+        column = (second[:, best] - basis[:, :step] @ basis[best, :step]) / root
+        basis[:, step] = column
+        cross -= torch.outer(column, cross[best] / root)
+        left = left - column.square()
+        left[best] = 0
+    return torch.tensor(order, dtype=torch.long), torch.tensor(gains)
+
+
+def _directions(second: Tensor, cross: Tensor, count: int, chosen: Tensor, rank: int) -> Tensor:
+    """The linear directions that explain most of what the chosen neurons leave: [features, rank].
+
+    Reference: Izenman, Reduced-rank regression for the multivariate linear model (1975), section 3.
+    """
+    if not rank:
+        return torch.zeros(len(second) - count, 0, dtype=torch.float64)
+    linear = slice(count, None)
+    left, target = second[linear, linear], cross[linear]
+    if len(chosen):
+        own = second[chosen][:, chosen]
+        own = own + torch.diag(1e-9 * own.diagonal() + TINY)
+        solved = torch.linalg.solve(own, torch.cat([second[chosen][:, linear], cross[chosen]], 1))
+        left = left - second[linear][:, chosen] @ solved[:, : len(left)]
+        target = target - second[linear][:, chosen] @ solved[:, len(left) :]
+    full = torch.linalg.solve(left, target)
+    outputs = torch.linalg.eigh(full.T @ target).eigenvectors.flip(1)[:, :rank]
+    directions: Tensor = full @ outputs
+    return directions
+
+
+def _join(first: Neurons, second: Neurons) -> Neurons:
+    rows, bias = torch.cat([first.rows, second.rows], 1), torch.cat([first.bias, second.bias], 1)
+    return Neurons(rows, bias, first.activation)

