@@ -41,16 +41,14 @@ def plot(rows: Sequence[dict[str, Any]], over: Sweep, path: Path) -> None:
     for model in dict.fromkeys(row["model"] for row in rows) if over is not Sweep.MODEL else (None,):
         mine = sorted((row for row in rows if model in (None, row["model"])), key=lambda row: row[key])
         x = [row[key] for row in mine]
-        style: dict[str, Any] = {} if model else {"linestyle": "none"}
-        (line,) = axes.plot(
-            x, [r["model_speedup"] for r in mine], marker="o", markersize=4, label=model, **style
-        )
-        axes.plot(
-            x, [r["model_speedup_limit"] for r in mine], "--", color=line.get_color(), alpha=0.6, **style
-        )
+        # Models are points; along a range, lines.
+        solid, dashed, dotted = ("-", "--", ":") if model else ("", "", "")
+        speedup, limit = ([row[name] for row in mine] for name in ("model_speedup", "model_speedup_limit"))
+        (line,) = axes.plot(x, speedup, solid, marker="o", markersize=4, label=model)
+        axes.plot(x, limit, dashed, marker="" if model else "_", color=line.get_color(), alpha=0.6)
         if timed:
             y = [row["roofline_speedup"] for row in mine]
-            axes.plot(x, y, ":", color=line.get_color(), marker="^", markersize=4, **style)
+            axes.plot(x, y, dotted, color=line.get_color(), marker="^", markersize=4)
         for row in mine if model is None else ():
             axes.annotate(row["model"], (row[key], row["model_speedup"]), fontsize=7, rotation=30)
     if over is not Sweep.DEPTH:
@@ -59,7 +57,7 @@ def plot(rows: Sequence[dict[str, Any]], over: Sweep, path: Path) -> None:
     axes.set(
         xlabel=label,
         ylabel="speed-up of the whole model",
-        title=f"{first['phase']}, {_fixed(first, over)}: multiply-adds (dashed: blocks cost nothing"
+        title=f"{first['phase']}, {_fixed(first, over)}: multiply-adds (dashes: blocks cost nothing"
         + (f"; triangles: {first['hardware']})" if timed else ")"),
         ylim=(0, None),
     )
