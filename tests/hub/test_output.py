@@ -28,6 +28,7 @@ BLOCK = {
     "trees": 2,
     "depth": 2,
     "trunk": 1,
+    "leaf_width": 0,
     "active_width": 7,
     "active_fraction": 0.175,
     "r2_heldout": 0.5,
