@@ -182,9 +182,8 @@ def _compare(out: Output, estimate: Estimate, sizes: str) -> None:
 
     rows = [dataclasses.asdict(row) for row in compare(estimate, parse_sizes(sizes))]
     worst = max(abs(row["error"]) for row in rows)
-    out.document(
-        {"model": estimate.model, "hardware": estimate.machine, "rows": rows, "largest_error": worst}
-    )
+    machine = estimate.machine and estimate.machine.to_dict()
+    out.document({"model": estimate.model, "hardware": machine, "rows": rows, "largest_error": worst})
     out.show(tables.comparison(rows), f"largest error of the estimate: {worst:.0%}")
 
 

@@ -96,8 +96,7 @@ class Output:
     def document(self, values: Mapping[str, Any]) -> None:
         """Print the JSON document; nothing without `--json`."""
         if self._as_json:
-            json.dump(values, self._stream, indent=2)
-            self._stream.write("\n")
+            self._stream.write(json.dumps(values, indent=2) + "\n")  # whole, or not at all
 
 
 def _quiet() -> None:

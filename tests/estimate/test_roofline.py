@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fffconvert as fff
+from fffconvert.cli import app
 from fffconvert.errors import FFFError
 from fffconvert.estimate import Estimate, compare, measure, roofline
 from fffconvert.estimate.anatomy import Anatomy, Operation, Part, Rows
@@ -182,6 +183,17 @@ def test_the_machine_at_hand_is_measured_and_compared(quick: Hardware, tmp_path:
         assert row.p20_ms <= row.median_ms <= row.p80_ms
         assert row.error == pytest.approx(row.estimated_ms / row.median_ms - 1)
         assert 0.02 < row.estimated_ms / row.median_ms < 50  # one may be interrupted; a mistaken unit shows
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_prints_the_comparison():
+    command = ["estimate", "all-minilm-l6-v2", "--depth", "4", "--compare", "1x8", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [row["model"] for row in found["rows"]] == ["original", "converted"]
+    assert found["largest_error"] == max(abs(row["error"]) for row in found["rows"])
+    assert Hardware.from_dict(found["hardware"]).rates is not None
 
 
 def test_only_what_is_estimated_can_be_compared(quick: Hardware):
