@@ -35,12 +35,14 @@ class Truth:
         kept: [tokens], whether no logit on a token's path is within the noise of 0.
         limit: Largest error that rounding explains: twice that of plain torch in float32, plus the noise.
         path_agreement: Share of (token, tree) that reach the leaf they reach with float32 rows.
+        leaf: [tokens, T], the leaf that each token reaches, int64.
     """
 
     y: Tensor
     kept: Tensor
     limit: float
     path_agreement: float
+    leaf: Tensor
 
     @property
     def left_out(self) -> float:
@@ -48,13 +50,14 @@ class Truth:
         return 1 - float(self.kept.double().mean())
 
 
-def truth(layer: FFFLayer, dtype: str, x: Tensor) -> Truth:
+def truth(layer: FFFLayer, dtype: str, x: Tensor, original: FFFLayer | None = None) -> Truth:
     """Compute a layer in float64 from its rows as stored in a type.
 
     Args:
         layer: In float32.
-        dtype: "float32", "bfloat16" or "int8".
-        x: [tokens, d_in]
+        dtype: "float32", "float16", "bfloat16" or "int8".
+        x: [tokens, d_in]; outputs may be rounded to its dtype.
+        original: The layer before its parameters were rounded, for `path_agreement`; by default `layer`.
 
     Raises:
         WrongOutputError: Too few tokens are clear of the noise for a comparison.
@@ -65,10 +68,10 @@ def truth(layer: FFFLayer, dtype: str, x: Tensor) -> Truth:
         kept, leaf = clear_of_noise(stored, x)
         y, _ = _compute(precise, x.double()[kept])
         plain, _ = _compute(stored, x[kept])
-        _, unrounded = _compute(layer, x)
+        _, unrounded = _compute(layer if original is None else original, x)
     error, size = (float(t.abs().max()) if y.numel() else 0.0 for t in (plain.double() - y, y))
     limit = 2 * error + EPS * math.sqrt(layer.spec.d_in) * size
-    return Truth(y, kept, limit, float((leaf == unrounded).double().mean()))
+    return Truth(y, kept, limit, float((leaf == unrounded).double().mean()), leaf)
 
 
 def clear_of_noise(layer: FFFLayer, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,13 +138,13 @@ def _compute(layer: FFFLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     y, _, leaf = reference.forward(x, layer.weights, layer.spec.activation)
     y = y + layer.fff_bias
     if layer.fff_trunk_in is not None and layer.fff_trunk_out is not None:
-        y = y + x @ layer.fff_trunk_in.T @ layer.fff_trunk_out
+        y = y + x.to(layer.fff_bias.dtype) @ layer.fff_trunk_in.T @ layer.fff_trunk_out
     return y, leaf
 
 
 def _round(rows: Tensor, dtype: str) -> Tensor:
-    if dtype == "bfloat16":
-        return rows.bfloat16().float()
+    if dtype in ("bfloat16", "float16"):
+        return rows.to(getattr(torch, dtype)).float()
     if dtype == "int8":
         largest = rows.abs().amax(-1, keepdim=True)
         scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))

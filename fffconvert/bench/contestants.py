@@ -23,16 +23,18 @@ class Entry:
     """One contestant and what it is.
 
     Attributes:
-        backend: "cpu", "reference", "block" (the dense one replaced), "tree_size" or "masked_dense".
+        backend: "cpu", "cupy", "reference", "block" (the dense one replaced), "tree_size" or "masked_dense".
         dtype: Of its rows or weights.
-        variant: "eager" or "compiled", for dense blocks.
+        variant: "eager", "fused" or "compiled", for dense blocks.
         contestant: What is timed.
+        against: Dtype of the dense blocks that it is compared with.
     """
 
     backend: str
     dtype: str
     variant: str | None
     contestant: Contestant
+    against: str = "float32"
 
     @property
     def key(self) -> str:
@@ -65,7 +67,7 @@ class Dense:
                 try:
                     found.modules[size, "int8"] = dense.int8(module)
                 except Exception as error:  # torch says in many ways that it has no kernel
-                    found.problems.append(f"no int8 dense block: {_first_line(error)}")
+                    found.problems.append(f"no int8 dense block: {first_line(error)}")
         return found
 
     def entries(self, batches: list[Tensor], compile_: bool) -> list[Entry]:
@@ -89,7 +91,7 @@ def try_compiled(module: nn.Module, x: Tensor, name: str, problems: list[str]) -
         return dense.compiled(module, x)
     except Exception as error:  # whatever the compiler raises; eager mode is left to compare with
         where = f"{name}, {len(x)} tokens, {torch.get_num_threads()} threads"
-        problems.append(f"torch.compile failed ({where}): {_first_line(error)}")
+        problems.append(f"torch.compile failed ({where}): {first_line(error)}")
         return None
 
 
@@ -101,5 +103,6 @@ def layers(workload: Workload, settings: LayerBench) -> dict[tuple[str, str], FF
     }
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error's type and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -7,12 +7,9 @@ Takes less than five minutes and writes one JSON document. Exit status 0 if all 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib
 import itertools
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -22,12 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fffconvert.bench.card import PUBLISHED, Card, describe, fused
 from fffconvert.bench.dense import DenseFFN
+from fffconvert.bench.timing import Timing, measure
 from fffconvert.runtime import Scales, Weights, cuda, reference
 from fffconvert.runtime.cupy_status import status
 from fffconvert.runtime.rows import store_rows
@@ -50,11 +48,10 @@ TOKENS = (1, 8, 64, 256, 1024, 4096, 16_384)
 DTYPES = ("float32", "float16", "bfloat16")
 COMPILED_TOKENS = (1, 16_384)
 """Where `torch.compile` is timed too, with the first depth: compiling takes seconds."""
-CALLS, WARM_UP = 40, 5
-COPIED_BYTES = 1 << 28
+CALLS, SECONDS = 42, 0.01
+"""How often each call is timed at least, and how long."""
 BUFFERS = 4
 """Calls take turns through so many distinct inputs."""
-PUBLISHED = "3.15x and 4.1x over a fused dense block (arXiv 2311.10770)"
 DEVICE = "cuda"
 NOISE = 1e-4
 """Tokens with a logit nearer to 0 than this are not compared: rounding may send them another way."""
@@ -77,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     document["build_seconds"] = build_all()
     document["verified"] = verify_all()
     tokens = TOKENS[::3] if options.quick else TOKENS
-    document["bandwidth_gb_s"] = round(bandwidth(), 1)
+    document["bandwidth_gb_s"] = round(Card(DEVICE).copy_gb_s(), 1)
     document["rows"] = [
         row for depth in DEPTHS for row in time_all(depth, tokens, document["bandwidth_gb_s"])
     ]
@@ -95,24 +92,6 @@ def main(arguments: list[str] | None = None) -> int:
 def say(line: str) -> None:
     """A line for people."""
     sys.stderr.write(f"{line}\n")
-
-
-def describe() -> dict[str, Any]:
-    """The card, its driver, versions and the date."""
-    cupy = importlib.import_module("cupy")
-    card = torch.cuda.get_device_properties(0)
-    return {
-        "card": card.name,
-        "compute_capability": f"{card.major}.{card.minor}",
-        "multiprocessors": card.multi_processor_count,
-        "memory_gib": round(card.total_memory / 2**30, 1),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "cuda_of_torch": torch.version.cuda,
-        "cupy": cupy.__version__,
-        "driver_cuda": cupy.cuda.runtime.driverGetVersion(),
-        "python": platform.python_version(),
-    }
 
 
 def build_all() -> dict[str, float]:
@@ -171,17 +150,9 @@ def verify(x: Tensor, bias: Tensor, weights: Weights, scales: Scales) -> dict[st
     return result | {"right": bool(right)}
 
 
-def bandwidth() -> float:
-    """Bytes per second that copying moves, read and written, in 10^9."""
-    source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    median, _, _ = timed(lambda _: target.copy_(source), [source])
-    return 2 * source.numel() / median / 1e3
-
-
 def time_all(depth: int, tokens: tuple[int, ...], card_gb_s: float) -> Iterator[dict[str, Any]]:
     """One row for each type and number of tokens: the layer, and everything that it is compared with."""
-    nodes = 2 ** (depth + 1) - 1
+    nodes, card = 2 ** (depth + 1) - 1, Card(DEVICE)
     for dtype in DTYPES:
         draw, weights, _, bias = layer(D_MODEL, 1, depth, dtype, dtype)
         blocks = {
@@ -196,8 +167,9 @@ def time_all(depth: int, tokens: tuple[int, ...], card_gb_s: float) -> Iterator[
                 for name, block in blocks.items():
                     compiled = depth == DEPTHS[0] and count in COMPILED_TOKENS
                     calls |= dense_calls(name, block, inputs[0], compiled)
-                for name, call in calls.items():
-                    row |= _named(name, timed(call, inputs))
+                contestants = {name: card.contestant(call, inputs) for name, call in calls.items()}
+                for name, timing in measure(contestants, seconds=SECONDS, repeats=CALLS).items():
+                    row |= _named(name, timing)
             yield row | ratios(row, depth, count, weights, card_gb_s)
 
 
@@ -224,16 +196,11 @@ def layer_calls(weights: Weights, bias: Tensor, x: Tensor) -> dict[str, Call]:
 
 def dense_calls(name: str, block: DenseFFN, x: Tensor, compiled: bool) -> dict[str, Call]:
     """A dense block eagerly, with cuBLAS's fused linear and GELU, that in a CUDA graph, and compiled."""
-    up, down = block.dense_up, block.dense_down
-
-    def fused(x: Tensor) -> Tensor:
-        hidden = torch.ops.aten._addmm_activation(up.bias, x, up.weight.T, use_gelu=True)
-        return torch.addmm(down.bias, hidden, down.weight.T)
-
+    in_one = fused(block)
     calls: dict[str, Call] = {
         f"{name}_eager": block,
-        f"{name}_fused": fused,
-        f"{name}_graph": graphed(fused, x),
+        f"{name}_fused": in_one,
+        f"{name}_graph": graphed(in_one, x),
     }
     if compiled:
         torch._dynamo.reset()
@@ -258,19 +225,6 @@ def graphed(call: Call, x: Tensor) -> Call:
         graph.replay()
 
     return replay
-
-
-def timed(call: Call, inputs: list[Tensor]) -> tuple[float, float, float]:
-    """Median, 20th and 80th percentile of a call's time on the GPU and the host together, microseconds."""
-    times = []
-    for i in range(WARM_UP + CALLS):
-        torch.cuda.synchronize()
-        started = time.perf_counter_ns()
-        call(inputs[i % len(inputs)])
-        torch.cuda.synchronize()
-        times.append((time.perf_counter_ns() - started) / 1e3)
-    p20, median, p80 = (float(p) for p in np.percentile(times[WARM_UP:], [20, 50, 80]))
-    return median, p20, p80
 
 
 def ratios(
@@ -375,9 +329,8 @@ def _error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).abs().max()) / size
 
 
-def _named(name: str, times: tuple[float, float, float]) -> dict[str, float]:
-    keys = (f"{name}_median_us", f"{name}_p20_us", f"{name}_p80_us")
-    return {key: round(value, 2) for key, value in zip(keys, times, strict=True)}
+def _named(name: str, timing: Timing) -> dict[str, float]:
+    return {f"{name}_{key}": round(getattr(timing, key), 2) for key in ("median_us", "p20_us", "p80_us")}
 
 
 if __name__ == "__main__":

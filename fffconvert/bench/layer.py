@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fffconvert.bench import check, machine
+from fffconvert.bench import card, check, machine
 from fffconvert.bench.contestants import Dense, Entry, layers
+from fffconvert.bench.cuda import cuda_rows
 from fffconvert.bench.depths import sweep
 from fffconvert.bench.settings import LayerBench
 from fffconvert.bench.summary import rows as rows_of
@@ -30,7 +31,8 @@ def bench_layer(settings: LayerBench) -> dict[str, Any]:
 
     Returns:
         `rows`, `summary`, `depths` (what the plot shows, empty without one), `machine`, `problems` (what
-        could not be measured), `warnings` (what makes the figures doubtful) and `settings`.
+        could not be measured), `warnings` (what makes the figures doubtful), `published` (what others
+        measured on a GPU, and where that is written; null on the CPU) and `settings`.
 
     Raises:
         FFFError: A setting does not fit the machine or the model.
@@ -40,10 +42,15 @@ def bench_layer(settings: LayerBench) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     depths: list[dict[str, Any]] = []
+    gpu = _card() if settings.device == "cuda" else None
+    runs: list[_Inference] = []
     with _threads_restored():
         if settings.train:
             for workload in workloads(settings):
                 rows += train_rows(workload, settings, problems)
+        elif gpu is not None:
+            for workload in workloads(settings):
+                rows += cuda_rows(workload, settings, problems, card.Card(), gpu["copy_gb_s"])
         else:
             runs = [_Inference(workload, settings) for workload in workloads(settings)]
             for run in runs:
@@ -51,18 +58,23 @@ def bench_layer(settings: LayerBench) -> dict[str, Any]:
                 problems += run.blocks.problems
         if settings.plot is not None:
             depths = sweep(settings)
-        if not settings.train:  # last, because the allocator does not quite return to what it was
+        if runs:  # last, because the allocator does not quite return to what it was
             _add_warm_figures(runs, rows, settings)
     jitters.append(machine.jitter())
     return {
         "rows": rows,
         "summary": summarise(rows),
         "depths": depths,
-        "machine": machine.describe() | {"load_1min": load, "jitter": jitters},
+        "machine": machine.describe() | {"load_1min": load, "jitter": jitters, "card": gpu},
         "problems": list(dict.fromkeys(problems)),
         "warnings": machine.warnings(load, jitters, settings.threads),
-        "settings": {"seconds": settings.seconds, "repeats": settings.repeats, "compile": settings.compile},
+        "published": None if gpu is None else card.PUBLISHED,
+        "settings": {name: getattr(settings, name) for name in ("device", "seconds", "repeats", "compile")},
     }
+
+
+def _card() -> dict[str, Any]:
+    return card.describe() | {"copy_gb_s": card.Card().copy_gb_s()}
 
 
 @contextmanager

@@ -11,7 +11,12 @@ from fffconvert.plan import FFFSpec
 from fffconvert.runtime.backends import backends
 
 TOKENS = (1, 8, 32, 128, 512, 2048, 16384)
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPES = {
+    "cpu": ("float32", "bfloat16", "int8"),
+    "cuda": ("float32", "float16", "bfloat16", "int8"),
+}
+"""Row types that can be measured on each device."""
+BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("cupy", "reference")}
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -23,9 +28,11 @@ class LayerBench:
         shape: d_model and d_hidden of the dense block replaced; None takes 768x3072, or the model's.
         forests: (trees, depth) of each layer.
         tokens: Tokens in one call.
-        threads: Values for `torch.set_num_threads`.
-        dtypes: Row types of the native backends. The reference always has float32 rows.
-        backends: Which implementations of the op; empty for all that run on this CPU.
+        threads: Values for `torch.set_num_threads`; without meaning on CUDA.
+        device: "cpu" or "cuda".
+        dtypes: Row types; empty for all that the device has. The reference has none but float32 on the CPU,
+            and no int8 on CUDA.
+        backends: Which implementations of the op; empty for all that run on the device.
         model: A model whose real activations are measured beside random ones.
         blocks: Patterns of the model's blocks; empty for the middle one.
         train: Measure forward plus backward instead of inference.
@@ -41,7 +48,8 @@ class LayerBench:
     forests: tuple[tuple[int, int], ...] = ((1, 11),)
     tokens: tuple[int, ...] = TOKENS
     threads: tuple[int, ...] = (1,)
-    dtypes: tuple[str, ...] = DTYPES
+    device: str = "cpu"
+    dtypes: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
     model: str | None = None
     blocks: tuple[str, ...] = ()
@@ -54,6 +62,7 @@ class LayerBench:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_device()
         for name in ("tokens", "threads", "plot_tokens"):
             values = getattr(self, name)
             if not values or min(values) < 1:
@@ -61,9 +70,10 @@ class LayerBench:
                 raise FFFError(
                     f"--{name.replace('_', '-')} is {found}; expected numbers from 1, as in 1,8,32"
                 )
-        unknown = [dtype for dtype in self.dtypes if dtype not in DTYPES]
-        if unknown or not self.dtypes:
-            raise FFFError(f"--dtype is {','.join(self.dtypes)!r}; expected some of {','.join(DTYPES)}")
+        known = DTYPES[self.device]
+        if any(dtype not in known for dtype in self.dtypes):
+            raise FFFError(f"--dtype is {','.join(self.dtypes)!r}; expected some of {','.join(known)}")
+        object.__setattr__(self, "dtypes", self.dtypes or known)
         if not self.seconds > 0 or self.repeats < 1:
             raise FFFError(f"--seconds {self.seconds}, --repeats {self.repeats}; expected above 0, from 1")
         if not self.forests:
@@ -80,6 +90,24 @@ class LayerBench:
         self._check_plot()
         object.__setattr__(self, "backends", self._runnable())
 
+    def _check_device(self) -> None:
+        if self.device not in DTYPES:
+            raise FFFError(f"--device is {self.device!r}; expected one of {','.join(DTYPES)}")
+        if self.device == "cpu":
+            return
+        cupy = next(found for found in backends() if found.name == "cupy")
+        if not cupy.available:
+            raise FFFError(f"--device {self.device} cannot run here: {cupy.reason}")
+        for flag, given in (
+            ("--train", self.train),
+            ("--plot", self.plot is not None),
+            ("--threads", self.threads != (1,)),
+        ):
+            if given:
+                raise FFFError(
+                    f"{flag} is measured on the CPU alone; leave it out, or --device {self.device}"
+                )
+
     def _check_plot(self) -> None:
         if self.plot is None:
             return
@@ -94,7 +122,7 @@ class LayerBench:
 
     def _runnable(self) -> tuple[str, ...]:
         """The backends to measure, each of which can run here."""
-        known = {backend.name: backend for backend in backends() if backend.name in ("cpu", "reference")}
+        known = {backend.name: backend for backend in backends() if backend.name in BACKENDS[self.device]}
         for name in self.backends:
             if name not in known:
                 raise FFFError(f"--backend is {name!r}; expected some of {','.join(known)}")
@@ -106,5 +134,10 @@ class LayerBench:
     def variants(self) -> Iterator[tuple[str, str]]:
         """Each backend with each of its row types."""
         for backend in self.backends:
-            for dtype in ("float32",) if backend == "reference" else self.dtypes:
+            for dtype in self.dtypes if backend != "reference" else self._reference_dtypes():
                 yield backend, dtype
+
+    def _reference_dtypes(self) -> tuple[str, ...]:
+        if self.device == "cpu":
+            return ("float32",)
+        return tuple(dtype for dtype in self.dtypes if dtype != "int8")

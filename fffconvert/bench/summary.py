@@ -17,6 +17,8 @@ RATIOS = (
     "speedup_vs_int8_dense",
     "speedup_vs_bfloat16_dense",
     "speedup_vs_masked_dense",
+    "speedup_vs_fused_block",
+    "speedup_vs_fused_tree_size",
 )
 UNCHECKED = {"max_error": None, "left_out": None, "path_agreement": None}
 
@@ -38,14 +40,17 @@ def rows(
         **common: Fields that all rows share: mode, threads, tokens.
     """
     bound = workload.bound(workload.tree_size)
+    fused = [entry for entry in entries if entry.variant == "fused"]
     for entry in entries:
-        own, is_layer = times[entry.key].median_us, entry.backend in ("cpu", "reference")
+        own, is_layer = times[entry.key].median_us, entry.backend in ("cpu", "cupy", "reference")
         best = {
-            "block": _best(entries, times, "block", "float32"),
-            "tree_size": _best(entries, times, "tree_size", "float32"),
+            "block": _best(entries, times, "block", entry.against),
+            "tree_size": _best(entries, times, "tree_size", entry.against),
             "int8_dense": _best(entries, times, "tree_size", "int8", entry.dtype),
             "bfloat16_dense": _best(entries, times, "tree_size", "bfloat16", entry.dtype),
             "masked_dense": _best(entries, times, "masked_dense", "float32"),
+            "fused_block": _best(fused, times, "block", entry.against),
+            "fused_tree_size": _best(fused, times, "tree_size", entry.against),
         }
         ratio = {name: times[e.key].median_us / own if e else None for name, e in best.items()}
         against = ratio["tree_size"]
@@ -67,6 +72,9 @@ def rows(
             "share_of_bound": against / bound if is_layer and against else None,
             "warm_output_us": None,
             "warm_page_faults": None,
+            "bytes": None,
+            "gb_s": None,
+            "share_of_bandwidth": None,
             **errors.get(entry.key, UNCHECKED),
         }
 

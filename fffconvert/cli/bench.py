@@ -29,11 +29,14 @@ def bench(
         list[str] | None, typer.Option(help="A further layer, TREESxDEPTH, as in 8x8; may be repeated.")
     ] = None,
     tokens: Annotated[str, typer.Option(help="Tokens in one call.")] = "1,8,32,128,512,2048,16384",
-    threads: Annotated[str, typer.Option(help="Threads of torch.")] = "1",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[str, typer.Option(help="Threads of torch, on the CPU.")] = "1",
     dtype: Annotated[
-        str, typer.Option(help="Row types of native backends; the reference has float32.")
-    ] = "float32,bfloat16,int8",
-    backend: Annotated[str, typer.Option(help="cpu,reference; by default, those that run here.")] = "",
+        str, typer.Option(help="Row types: float32,bfloat16,int8, on CUDA float16 too; by default, all.")
+    ] = "",
+    backend: Annotated[
+        str, typer.Option(help="cpu,reference, or cupy,reference on CUDA; by default, those that run here.")
+    ] = "",
     model: Annotated[
         str | None,
         typer.Option(help="Measure with the real activations of this model's blocks too, or of its layers."),
@@ -55,7 +58,7 @@ def bench(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure speed. With --layer: FFF layers against dense blocks on this CPU, outputs checked."""
+    """Measure speed. With --layer: FFF layers against dense blocks, outputs checked."""
     if not layer:
         raise FFFError(
             "bench has nothing to measure; give --layer, as in fffconvert bench --layer --depth 11"
@@ -69,6 +72,7 @@ def bench(
             forests=((trees, depth), *(_pair("--forest", text) for text in forest or ())),
             tokens=_numbers("--tokens", tokens),
             threads=_numbers("--threads", threads),
+            device=device,
             dtypes=_words(dtype),
             backends=_words(backend),
             model=model,
@@ -93,7 +97,9 @@ def _show(out: Output, found: Mapping[str, Any], plot: Path | None) -> None:
     out.show(bench_tables.machine(found["machine"]))
     for group in bench_tables.groups(found["rows"]):
         out.show(bench_tables.rows(group))
-    out.show(bench_tables.summary(found["summary"]), *bench_tables.LEGEND)
+    legend = bench_tables.LEGEND if found["published"] is None else bench_tables.CUDA_LEGEND
+    out.show(bench_tables.summary(found["summary"]), *legend)
+    out.show(*bench_tables.beside_published(found))
     if not found["settings"]["compile"]:
         out.show("torch.compile was left out (--no-compile): the dense blocks may be faster than shown.")
     out.show(*(f"not measured: {text}" for text in found["problems"]))

@@ -19,6 +19,14 @@ LEGEND = (
     "warm: the same call while freed memory stays mapped. faults: page faults of one call. fault cost: "
     "filling a new tensor of the output's size, less filling one again. error: over the largest output.",
 )
+CUDA_LEGEND = (
+    "block: the dense block replaced; tree_size: a dense block with as many neurons as the trees have nodes. "
+    "Each ratio is against the fastest of eager, fused (cuBLAS's linear and GELU, tanh form) and compiled, "
+    "in the dtype of the inputs: that of the rows, but bfloat16 for int8 rows.",
+    "A call runs from an idle device until it is idle again, launches included. GB/s: each row that the "
+    "batch visits counted once (of a dense block, all weights), inputs and outputs. of card: of what a copy "
+    "moves; more than 100 % where rows stay in a cache. error: over the largest output.",
+)
 
 
 def machine(values: Row) -> Table:
@@ -29,7 +37,20 @@ def machine(values: Row) -> Table:
     shown["features"] = " ".join(values["features"])
     shown["transparent huge pages"] = values["transparent_huge_pages"]
     shown["load, unevenness"] = f"{values['load_1min']:.2f}, {max(values['jitter']):.2f}"
+    shown |= values["card"] or {}
     return pairs(shown)
+
+
+def beside_published(found: Row) -> Iterator[str]:
+    """What others measured on a GPU, beside the same ratio here; nothing on the CPU."""
+    if found["published"] is None:
+        return
+    yield f"published: {found['published']}"
+    for row in found["summary"]:
+        ratios = [f"{_times(row[f'geomean_vs_fused_{size}'])} {size}" for size in ("tree_size", "block")]
+        if row["geomean_vs_fused_tree_size"] is not None:
+            who = f"{row['layer']}, {row['inputs']} inputs, {row['backend']}, {row['dtype']}"
+            yield f"here over the fused block ({who}): {', '.join(ratios)}"
 
 
 def groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -41,13 +62,17 @@ def groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 def rows(members: Sequence[Row]) -> Table:
     """Times and ratios of one layer."""
     one = members[0]
+    on_cpu = one["threads"] is not None
+    where = f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}" if on_cpu else "CUDA"
     title = (
-        f"{one['layer']}, {one['d_model']}x{one['d_hidden']}, {one['mode']}, {one['inputs']} inputs, "
-        f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}"
+        f"{one['layer']}, {one['d_model']}x{one['d_hidden']}, {one['mode']}, {one['inputs']} inputs, {where}"
     )
     columns = ["tokens", "backend", "dtype", "median µs", "20-80 %", "vs block", "vs tree_size", "of bound"]
     inference = one["mode"] == "inference"
-    columns += ["same dtype", "warm µs", "faults", "fault cost µs"] if inference else ["vs masked"]
+    if on_cpu:
+        columns += ["same dtype", "warm µs", "faults", "fault cost µs"] if inference else ["vs masked"]
+    else:
+        columns += ["GB/s", "of card"]
     columns += ["error", "left out"]
     table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0))
     for column in columns:
@@ -68,7 +93,9 @@ def rows(members: Sequence[Row]) -> Table:
             _times(row["speedup_vs_tree_size"]),
             "" if row["share_of_bound"] is None else f"{row['share_of_bound']:.0%}",
         ]
-        if inference:
+        if not on_cpu:
+            cells += [f"{row['gb_s']:,.0f}", f"{row['share_of_bandwidth']:.0%}"]
+        elif inference:
             faults = f"{row['page_faults']:.0f}"
             cells += [_times(same), _us(row["warm_output_us"]), faults, _us(row["page_fault_us"])]
         else:
@@ -89,7 +116,8 @@ def summary(members: Iterable[Row]) -> Table:
     for row in members:
         same = "vs_int8_dense" if row["dtype"] == "int8" else "vs_bfloat16_dense"
         table.add_row(
-            *(str(row[name]) for name in ("layer", "inputs", "backend", "dtype", "threads")),
+            *(str(row[name]) for name in ("layer", "inputs", "backend", "dtype")),
+            "" if row["threads"] is None else str(row["threads"]),
             *(
                 ""
                 if row[f"geomean_{name}"] is None

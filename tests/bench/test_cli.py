@@ -40,7 +40,10 @@ def test_programs_get_one_document():
     found = json.loads(result.stdout)
     assert all(row.keys() >= CONTRACT for row in found["rows"])
     assert {row["layer"] for row in found["rows"]} == {"1x3", "2x2"}
-    assert found.keys() == {"rows", "summary", "depths", "machine", "problems", "warnings", "settings"}
+    assert found.keys() == {
+        "rows", "summary", "depths", "machine", "problems", "warnings", "published", "settings"
+    }  # fmt: skip
+    assert found["published"] is found["machine"]["card"] is None
 
 
 @pytest.mark.parametrize("more", [[], ["--train"]], ids=["inference", "train"])
@@ -75,6 +78,7 @@ BAD = {
     "depth": ([*QUICK, "--depth", "40"], "depth is 40; expected an integer from 0 to"),
     "dtype": ([*QUICK, "--dtype", "half"], "--dtype is 'half'"),
     "backend": ([*QUICK, "--backend", "gpu"], "--backend is 'gpu'"),
+    "device": ([*QUICK, "--device", "tpu"], "--device is 'tpu'; expected one of cpu,cuda"),
     "seconds": ([*QUICK, "--seconds", "0"], "--seconds 0.0"),
     "plot": ([*QUICK, "--plot", "a.gif"], "--plot a.gif: expected a name that ends in .png"),
     "model": ([*QUICK, "--model", "./nowhere"], "./nowhere"),

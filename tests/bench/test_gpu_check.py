@@ -8,6 +8,7 @@ import pytest
 import torch
 from runtime.cuda.emulation import installed, needs_compiler
 
+from fffconvert.bench import card as card_module
 from fffconvert.bench import gpu_check
 from fffconvert.runtime import cuda
 from fffconvert.runtime.backend import Backend
@@ -36,11 +37,11 @@ def card(monkeypatch):
         "TOKENS": (1, 5),
         "COMPILED_TOKENS": (),
         "CALLS": 2,
-        "WARM_UP": 1,
-        "COPIED_BYTES": 1 << 16,
+        "SECONDS": 1e-6,
         "VERIFIED": ((16, 1, 3, {}), (17, 2, 2, {"branches": 2, "leaf_width": 3, "gated": True})),
         "VERIFIED_TOKENS": (9,),
     }
+    monkeypatch.setattr(card_module, "COPIED_BYTES", 1 << 16)
     for name, value in small.items():
         monkeypatch.setattr(gpu_check, name, value)
     with installed() as cupy:
