@@ -21,6 +21,9 @@ EPS = float(torch.finfo(torch.float32).eps)
 MOST_LEFT_OUT = 0.5
 """Share of tokens of which at most so many may be left out of a comparison."""
 
+CHECKED_TOKENS = 64
+"""Outputs of at least so many tokens are checked, in calls of the measured size."""
+
 
 class WrongOutputError(RuntimeError):
     """A contestant does not compute the layer."""
@@ -121,6 +124,15 @@ def largest_error(y: Tensor, expected: Truth, who: str) -> float:
             f"rounding explains {expected.limit / size:.1e}"
         )
     return error / size
+
+
+def findings(y: Tensor, expected: Truth, who: str) -> dict[str, float | None]:
+    """What a row of figures says of a contestant's outputs; arguments and errors as of `largest_error`."""
+    return {
+        "max_error": largest_error(y, expected, who),
+        "left_out": expected.left_out,
+        "path_agreement": expected.path_agreement,
+    }
 
 
 def with_stored_rows(layer: FFFLayer, dtype: str) -> FFFLayer:

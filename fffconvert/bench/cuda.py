@@ -27,8 +27,6 @@ from fffconvert.runtime.rows import store_rows
 from fffconvert.tree import FFFLayer
 
 Module = TypeVar("Module", bound=nn.Module)
-CHECKED_TOKENS = 64
-"""Outputs of at least so many tokens are checked, and their bytes counted, in calls of the measured size."""
 INPUTS = {"int8": "bfloat16"}
 """Type of the inputs, and of the dense blocks to compare with, where it is not that of the rows."""
 
@@ -136,7 +134,7 @@ class _Run:
         moved: dict[tuple[str, str], float] = {}
         for dtype, batches in inputs.items():
             own = [run for run in self.layers if INPUTS.get(run[1], run[1]) == dtype]
-            some = batches[: math.ceil(CHECKED_TOKENS / len(batches[0]))]
+            some = batches[: math.ceil(check.CHECKED_TOKENS / len(batches[0]))]
             ends = 2 * some[0].numel() * some[0].element_size()
             rounded = copy.deepcopy(self.sources[dtype]).float()
             for row_dtype in dict.fromkeys(row for _, row in own):
@@ -146,11 +144,7 @@ class _Run:
                 for backend in (backend for backend, row in own if row == row_dtype):
                     who = f"backend {backend} with {row_dtype} rows ({len(some[0])} tokens)"
                     y = torch.cat([self.layers[backend, row_dtype](part) for part in some]).cpu()
-                    found[f"{backend} {row_dtype}"] = {
-                        "max_error": check.largest_error(y, truth, who),
-                        "left_out": truth.left_out,
-                        "path_agreement": truth.path_agreement,
-                    }
+                    found[f"{backend} {row_dtype}"] = check.findings(y, truth, who)
                     moved[backend, row_dtype] = size
             for size_name in ("block", "tree_size"):
                 moved[size_name, dtype] = ends + parameter_bytes(self.blocks[size_name, dtype])

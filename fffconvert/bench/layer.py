@@ -22,9 +22,6 @@ from fffconvert.bench.timing import FRESH_BYTES, Contestant, Timing, kept_memory
 from fffconvert.bench.train import train_rows
 from fffconvert.bench.workload import Workload, workloads
 
-CHECKED_TOKENS = 64
-"""Outputs of at least so many tokens are checked, in calls of the measured size."""
-
 
 def bench_layer(settings: LayerBench) -> dict[str, Any]:
     """Measure FFF layers against dense blocks.
@@ -126,17 +123,14 @@ class _Inference:
         """What the check of each backend finds, in calls like those that are timed."""
         tokens = len(batches[0])
         found: dict[str, dict[str, float | None]] = {}
-        some = batches[: math.ceil(CHECKED_TOKENS / tokens)]
+        some = batches[: math.ceil(check.CHECKED_TOKENS / tokens)]
         for (backend, dtype), layer in self.layers.items():
             if (dtype, tokens) not in self._truths:
                 self._truths[dtype, tokens] = check.truth(self.workload.layer, dtype, torch.cat(some))
             truth = self._truths[dtype, tokens]
             who = f"backend {backend} with {dtype} rows ({self.workload.name}, {tokens} tokens)"
-            found[f"{backend} {dtype}"] = {
-                "max_error": check.largest_error(torch.cat([layer(x) for x in some]), truth, who),
-                "left_out": truth.left_out,
-                "path_agreement": truth.path_agreement,
-            }
+            y = torch.cat([layer(x) for x in some])
+            found[f"{backend} {dtype}"] = check.findings(y, truth, who)
         return found
 
 

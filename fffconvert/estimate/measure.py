@@ -42,8 +42,8 @@ TREE_ROWS = (1, 4, 16, 32, 128, 512, 2048, 8192)
 SIZES = (1 << 12, 1 << 15, 1 << 18, 1 << 21, 1 << 23)
 """Bytes of a tensor in elementwise operations."""
 FRESH = 1 << 26
-COLD = 1 << 27
-"""Bytes of weights that are used in turn."""
+COLD = 512 << 20
+"""Bytes of weights that are used in turn: a model's do not stay in the last cache between two passes."""
 MOST_MACS = 6e9
 """A point that computes more is left out."""
 LEAST_SECONDS = 0.02
