@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -18,7 +18,7 @@ from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
 from fffconvert.fit import fit_layer, read_corpus
 from fffconvert.fit.calibrate import Batch, calibration_batches
-from fffconvert.fit.diagnose import Diagnostics, diagnose
+from fffconvert.fit.diagnose import Diagnostics, diagnose, outputs
 from fffconvert.fit.kept import KeptLayers
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.refine import refine_layer
@@ -292,11 +292,11 @@ def _fit(
     test, train = torch.cat(inputs[:held_out]), torch.cat(inputs[held_out:])
     del inputs
     block = site.dense().to("cpu", torch.float32)
-    y = _evaluate(block, train)
+    y = outputs(block, train)
     layer = fit_layer(train, y, spec, neurons_of(site) if spec.leaf_width else None)
     if prepared.refine:
         refine_layer(layer, train, y, passes=prepared.refine)
-    return layer, diagnose(layer, test, _evaluate(block, test))
+    return layer, diagnose(layer, test, outputs(block, test))
 
 
 def restore(model: nn.Module) -> None:
@@ -361,12 +361,6 @@ def convert_model(
     )
     kept.clear()
     return ConvertedModel(prepared, tuple(results), Path(output), seconds)
-
-
-def _evaluate(module: nn.Module, x: Tensor) -> Tensor:
-    module.eval()
-    with torch.no_grad():
-        return torch.cat([module(part) for part in torch.split(x, CHUNK)])
 
 
 def _result(site: FFNSite, spec: FFFSpec, found: Diagnostics | None = None) -> BlockResult:

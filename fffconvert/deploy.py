@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
@@ -148,21 +150,19 @@ def _choose(
 ) -> tuple[Inference, LayerDeployment]:
     stored = str(layer.fff_in_weight.dtype).removeprefix("torch.")
     inputs = _inputs(layer)
-    usual = layer.inference
-    try:
-        candidates: list[tuple[str, str]] = []
-        for row_type in _row_types(dtype, stored):
-            candidates += [(run, row_type) for run in _backends(backend, layer)]
-        found = {}
-        for run, row_type in candidates:
-            layer.inference = Inference(
-                "reference" if run == "reference" else "auto",
-                None if row_type == stored else ROW_DTYPES[row_type],
-            )
-            found[run, row_type] = layer.inference, _times(layer, inputs), _outputs(layer, inputs)
-    finally:
-        layer.inference = usual
-    exact = next(iter(found.values()))[2] if dtype == "auto" else _exact(layer, inputs)
+    found = {}
+    for run, row_type in itertools.product(_backends(backend, layer), _row_types(dtype, stored)):
+        candidate = Inference(
+            "reference" if run == "reference" else "auto",
+            None if row_type == stored else ROW_DTYPES[row_type],
+        )
+        with _inferring(layer, candidate):
+            found[run, row_type] = candidate, _times(layer, inputs), _outputs(layer, inputs)
+    if dtype == "auto":
+        exact = next(iter(found.values()))[2]
+    else:
+        with _inferring(layer, Inference("reference")):
+            exact = _outputs(layer, inputs)
     errors = {key: _relative_error(outputs, exact) for key, (_, _, outputs) in found.items()}
     allowed = {key: value for key, value in found.items() if dtype != "auto" or errors[key] <= TOLERANCE}
     best = min(allowed, key=lambda key: _size(allowed[key][1]))
@@ -207,10 +207,12 @@ def _outputs(call: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Tensor:
     return torch.cat([call(x) for x in inputs])
 
 
-def _exact(layer: FFFLayer, inputs: list[Tensor]) -> Tensor:
-    usual, layer.inference = layer.inference, Inference("reference")
+@contextmanager
+def _inferring(layer: FFFLayer, inference: Inference) -> Iterator[None]:
+    """Have a layer compute in one way in the body."""
+    usual, layer.inference = layer.inference, inference
     try:
-        return _outputs(layer, inputs)
+        yield
     finally:
         layer.inference = usual
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from fffconvert.errors import FFFError
+from fffconvert.errors import FFFError, first_line
 from fffconvert.locate import Sites
 from fffconvert.runtime.activations import ACTIVATIONS
 
@@ -144,7 +144,7 @@ def read_shapes(path: str | Path) -> dict[str, dict[str, int]]:
     try:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FFFError(f"plan {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise FFFError(f"plan {path} cannot be read: {first_line(error)}") from error
     blocks = document.get("blocks") if isinstance(document, dict) else None
     if not isinstance(blocks, dict) or not blocks:
         raise FFFError(f"plan {path} has no blocks; expected a file that fffconvert plan wrote")

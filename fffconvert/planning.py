@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fffconvert import surgery
 from fffconvert.convert import HELD_OUT, Prepared
 from fffconvert.errors import FFFError
+from fffconvert.figures import figure_class
 from fffconvert.fit import fit_layer, r2, token_weights
 from fffconvert.fit.calibrate import Batch
 from fffconvert.fit.mean import MeanOutput
@@ -201,11 +202,7 @@ def plot(path: Path, curves: Sequence[Curve], chosen: Mapping[str, Choice]) -> N
     Raises:
         FFFError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FFFError("--plot needs matplotlib; pip install 'fffconvert[plots]'") from None
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = figure_class()(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot(
         xscale="log", xlabel="multiply-adds, share of the dense block", ylabel="1 - R² per token"
     )

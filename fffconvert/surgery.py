@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fffconvert.errors import FFFError
+from fffconvert.errors import FFFError, first_line
 from fffconvert.locate import FFNSite, Placement, Position, Sites, Skipped
 from fffconvert.locate.capture import evaluation, tensors_in
 
@@ -124,9 +124,7 @@ def _difference(
     try:
         found = _run(model, inputs)
     except Exception as error:  # whatever a foreign forward raises is a reason not to touch it
-        return (
-            f"the model fails with the block replaced ({type(error).__name__}: {str(error).splitlines()[0]})"
-        )
+        return f"the model fails with the block replaced ({type(error).__name__}: {first_line(error)})"
     finally:
         record.undo()
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:

@@ -16,6 +16,7 @@ PACKAGE = Path(fffconvert.__file__).parent
 ROOT = PACKAGE.parent
 ORDER = [
     "errors",
+    "figures",
     "runtime",
     "locate",
     "plan",

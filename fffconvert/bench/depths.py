@@ -15,6 +15,7 @@ from fffconvert.bench.settings import LayerBench
 from fffconvert.bench.timing import Contestant, measure
 from fffconvert.bench.workload import PAPER_SHAPE, random_workload
 from fffconvert.deploy import deploy
+from fffconvert.figures import figure_class
 from fffconvert.plan import FFFSpec
 
 DEPTHS = range(4, 16)
@@ -69,9 +70,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Both axes have equal decades, so that slopes compare.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    figure = figure_class()(figsize=(7.5, 5), layout="constrained")
     times = figure.subplots()
     nodes = times.twinx()
     counts = sorted({row["tokens"] for row in rows})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fffconvert.errors import FFFError
+from fffconvert.figures import figure_class
 from fffconvert.plan import FFFSpec
 from fffconvert.runtime.backends import backends
 
@@ -115,10 +116,7 @@ class LayerBench:
             raise FFFError(f"--plot {self.plot}: expected a name that ends in {', '.join(PLOT_FORMATS)}")
         if not self.plot.resolve().parent.is_dir():
             raise FFFError(f"--plot {self.plot}: its folder does not exist; make it first")
-        try:
-            import matplotlib  # noqa: F401  # only a plot needs it
-        except ImportError:
-            raise FFFError("--plot needs matplotlib; pip install 'fffconvert[plots]'") from None
+        figure_class()  # says so now if there is none
 
     def _runnable(self) -> tuple[str, ...]:
         """The backends to measure, each of which can run here."""

@@ -46,6 +46,7 @@ def plan(
     from fffconvert import hub, planning
     from fffconvert.convert import Recipe, prepare
     from fffconvert.errors import FFFError
+    from fffconvert.figures import figure_class
     from fffconvert.fit import read_corpus
 
     for name, value, low in (
@@ -58,6 +59,8 @@ def plan(
     if sum(value is not None for value in (budget, speedup, max_error)) != 1:
         raise FFFError("expected exactly one of --budget, --speedup and --max-error")
     with output(as_json) as out:
+        if plot is not None:
+            figure_class()  # says so before minutes of measuring if there is none
         loaded = hub.load(model, revision=revision, trust_remote_code=trust_remote_code)
         recipe = Recipe(
             depth=1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -97,7 +98,7 @@ def _run(
     for batch, length in tqdm(sizes, desc=name, unit="size", disable=None):
         inputs = example_inputs(model, batch=batch, length=length, decoder_length=length)
         with torch.inference_mode():
-            times = sorted(timings(lambda: model(**inputs), SECONDS, 100))  # noqa: B023
+            times = sorted(timings(partial(model, **inputs), SECONDS, 100))
         work = Workload(batch, length, Phase.PREFILL, anatomy.generates)
         estimated = roofline.duration(anatomy, work, estimate.machine).seconds
         median = statistics.median(times)

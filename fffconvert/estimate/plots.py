@@ -8,6 +8,7 @@ from typing import Any
 
 from fffconvert.errors import FFFError
 from fffconvert.estimate.sweep import Sweep
+from fffconvert.figures import figure_class
 
 AXES = {
     Sweep.DEPTH: ("depth", "depth of the trees"),
@@ -28,14 +29,8 @@ def plot(rows: Sequence[dict[str, Any]], over: Sweep, path: Path) -> None:
     Raises:
         FFFError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FFFError(
-            "plots need matplotlib, which is not installed; pip install 'fffconvert[plots]'"
-        ) from None
     key, label = AXES[over]
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = figure_class()(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     timed = "roofline_speedup" in rows[0]
     for model in dict.fromkeys(row["model"] for row in rows) if over is not Sweep.MODEL else (None,):

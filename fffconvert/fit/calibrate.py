@@ -7,7 +7,8 @@ for each of the few copies that a fit makes. Those of other blocks are never hel
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -163,34 +164,47 @@ def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> T
     Raises:
         FFFError: The block was not reached, or was given values that are not finite.
     """
-    entry = model.get_submodule(site.placement.entry[0])
+    with evaluation(model), captured_inputs(model, site) as taken:
+        for batch in batches:
+            with suppress(Reached):
+                model(**on_device(model, batch))
+    return torch.cat(taken)
+
+
+@contextmanager
+def captured_inputs(model: nn.Module, site: FFNSite) -> Iterator[list[Tensor]]:
+    """Take what a block is given in the body: [tokens, d_model] for each call, in float32 on the CPU.
+
+    A run ends with `Reached` at the block, unless the block is called more than once in it.
+
+    Raises:
+        FFFError: The block was not reached, or was given values that are not finite.
+    """
     taken: list[Tensor] = []
 
     def take(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].detach().movedim(site.placement.feature_axis, -1)
-        taken.append(x.reshape(-1, site.d_model).to("cpu", torch.float32))
+        taken.append(x.reshape(-1, site.d_model).to("cpu", torch.float32, copy=True))
         if site.shared_calls == 1:
             raise Reached
 
-    device = next(model.parameters()).device
-    handle = entry.register_forward_pre_hook(take)
+    handle = model.get_submodule(site.placement.entry[0]).register_forward_pre_hook(take)
     try:
-        with evaluation(model):
-            for batch in batches:
-                try:
-                    model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-                except Reached:
-                    pass
+        yield taken
     finally:
         handle.remove()
     if not taken:
         raise FFFError(
             f"block {site.name} was never reached by the calibration inputs; leave it out with --exclude"
         )
-    x = torch.cat(taken)
-    if not bool(x.isfinite().all()):
+    if not all(bool(x.isfinite().all()) for x in taken):
         raise FFFError(f"block {site.name} is given values that are not finite; check the model's weights")
-    return x
+
+
+def on_device(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The batch where the model's parameters are."""
+    device = next(model.parameters()).device
+    return {name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
 class Reached(Exception):

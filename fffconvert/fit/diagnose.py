@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fffconvert.fit.layer import r2
 from fffconvert.fit.moments import token_weights
@@ -49,7 +49,7 @@ def diagnose(layer: FFFLayer, x: Tensor, y: Tensor) -> Diagnostics:
         y: [tokens, d_out], what the block made of them.
     """
     spec = layer.spec
-    y_hat = torch.cat([layer(part) for part in torch.split(x, CHUNK)])
+    y_hat = outputs(layer, x)
     routed = [cmm(part, layer.weights, spec.activation)[1:] for part in torch.split(x, CHUNK)]
     logits, leaf = torch.cat([part[0] for part in routed]), torch.cat([part[1] for part in routed])
     entropy, dead, balance = 0.0, 0.0, 0.0
@@ -70,6 +70,13 @@ def diagnose(layer: FFFLayer, x: Tensor, y: Tensor) -> Diagnostics:
         path_balance=balance / spec.trees,
         margins=(low, middle, high),
     )
+
+
+@torch.no_grad()
+def outputs(module: nn.Module, x: Tensor) -> Tensor:
+    """What a module makes of many tokens in eval mode, some at a time: [tokens, d_in] to [tokens, d_out]."""
+    module.eval()
+    return torch.cat([module(part) for part in torch.split(x, CHUNK)])
 
 
 def _visited(ends: Tensor) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fffconvert.errors import FFFError
-from fffconvert.fit.calibrate import Batch, Reached, block_inputs
+from fffconvert.fit.calibrate import Batch, Reached, block_inputs, captured_inputs, on_device
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation
 
@@ -70,15 +70,10 @@ class ActivationStream:
                 for call in tqdm(self._calls, desc=f"layer {self._done}", leave=False, disable=None):
                     call.state.copy_(_first(call.run(self._layers[self._done])))
                 self._done += 1
-            taken = [
+            return [
                 self._until(site, call)
                 for call in tqdm(self._calls, desc=site.name, leave=False, disable=None)
             ]
-        if not all(bool(x.isfinite().all()) for x in taken):
-            raise FFFError(
-                f"block {site.name} is given values that are not finite; check the model's weights"
-            )
-        return taken
 
     @property
     def _layers(self) -> nn.ModuleList:
@@ -105,24 +100,8 @@ class ActivationStream:
 
     def _until(self, site: FFNSite, call: _Call) -> Tensor:
         """Run a layer until its block is reached."""
-        taken: list[Tensor] = []
-
-        def take(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0].detach().movedim(site.placement.feature_axis, -1)
-            taken.append(x.reshape(-1, site.d_model).to("cpu", torch.float32, copy=True))
-            raise Reached
-
-        handle = self._model.get_submodule(site.placement.entry[0]).register_forward_pre_hook(take)
-        try:
+        with captured_inputs(self._model, site) as taken, suppress(Reached):
             call.run(self._layers[self._done])
-        except Reached:
-            pass
-        finally:
-            handle.remove()
-        if not taken:
-            raise FFFError(
-                f"block {site.name} was never reached by the calibration inputs; leave it out with --exclude"
-            )
         return taken[0]
 
 
@@ -170,7 +149,7 @@ def _is_chain(model: nn.Module, layers: nn.ModuleList, batch: Batch) -> bool:
         handles.append(layer.register_forward_hook(lambda _, __, output: outputs.append(_first(output))))
     try:
         with evaluation(model), _without_cache(model):
-            model(**_on_device(model, batch))
+            model(**on_device(model, batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -216,17 +195,11 @@ def _catch(model: nn.Module, layer: nn.Module, batch: Batch) -> _Call:
 
     handle = layer.register_forward_pre_hook(take, with_kwargs=True)
     try:
-        model(**_on_device(model, batch))
-    except Reached:
-        pass
+        with suppress(Reached):
+            model(**on_device(model, batch))
     finally:
         handle.remove()
     return caught[0]
-
-
-def _on_device(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    device = next(model.parameters()).device
-    return {name: v.to(device) if isinstance(v, Tensor) else v for name, v in batch.items()}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert.fit import fit_layer
-from fffconvert.fit.diagnose import diagnose
+from fffconvert.fit.diagnose import diagnose, outputs
 from fffconvert.fit.layer import r2
 from fffconvert.fit.moments import token_weights
 from fffconvert.fit.neurons import neurons_of
@@ -22,7 +22,6 @@ from fffconvert.locate import FFNSite
 from fffconvert.plan import FFFSpec
 from fffconvert.tree import FFFLayer
 
-CHUNK = 8192
 PATH_DEPTH, LEAF_DEPTH = 10, 4
 SMALL, LARGE = 11, 112
 """Active widths at which conversions and dense blocks meet."""
@@ -59,7 +58,7 @@ def compare_block(
         (stored parameters over those of the block) and more.
     """
     block = site.dense().to("cpu", torch.float32)
-    y, y_test = _run(block, train), _run(block, test)
+    y, y_test = outputs(block, train), outputs(block, test)
     neurons = neurons_of(site)
     activation = neurons.activation
     rows: dict[str, Any] = {}
@@ -67,7 +66,7 @@ def compare_block(
 
     def note(name: str, module: nn.Module, width: int, parameters: int, **more: Any) -> None:
         nonlocal started
-        y_hat = _run(module, test)
+        y_hat = outputs(module, test)
         rows[name] = {
             "error": 1 - r2(y_test, y_hat),
             "token_error": 1 - r2(y_test, y_hat, token_weights(y_test)),
@@ -101,8 +100,3 @@ def compare_block(
             passes = refine_layer(layer, train, y, passes=effort.refine_passes)
             note_layer(f"{name}_refined", layer, passes=passes)
     return rows
-
-
-@torch.no_grad()
-def _run(module: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([module(part) for part in torch.split(x, CHUNK)])

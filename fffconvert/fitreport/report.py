@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import hub, surgery
-from fffconvert.convert import Prepared, Recipe, fit_blocks, prepare
+from fffconvert.convert import BlockResult, Prepared, Recipe, fit_blocks, prepare
 from fffconvert.errors import FFFError
 from fffconvert.fit import read_corpus
 from fffconvert.fit.calibrate import Batch, text_batches
@@ -163,8 +163,7 @@ def _sts(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
         return {
             "spearman": scores,
             "retained": scores["converted"] / scores["original"],
-            "active_fraction": results[0].active_fraction,
-            "storage": sum(r.parameters for r in results) / sum(r.parameters_before for r in results),
+            **_size(results),
             "blocks": [dataclasses.asdict(result) for result in results],
         }
 
@@ -206,8 +205,7 @@ def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
         return {
             "scores": scores,
             "gap_to_dense": gap["converted"] / gap["dense"],
-            "active_fraction": results[0].active_fraction,
-            "storage": sum(r.parameters for r in results) / sum(r.parameters_before for r in results),
+            **_size(results),
         }
 
     return dict(store.once("mlm", measure))
@@ -230,14 +228,21 @@ def _lm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None
             results = fit_blocks(loaded.model, prepare(loaded.model, recipe, batches, loaded.tokenizer))
             return {
                 "perplexity": perplexity(loaded),
-                "active_fraction": results[0].active_fraction,
-                "storage": sum(r.parameters for r in results) / sum(r.parameters_before for r in results),
+                **_size(results),
             }
 
         rows[name] = store.once(f"lm-{depth}-{width}", measure)
         say(f"lm: {name} {rows[name]['perplexity']:.2f}, original {rows['original']['perplexity']:.2f}")
     original = rows["original"]["perplexity"]
     return {name: {**row, "ratio": row["perplexity"] / original} for name, row in rows.items()}
+
+
+def _size(results: Sequence[BlockResult]) -> dict[str, float]:
+    """What the converted blocks compute and store, over what the original ones did."""
+    return {
+        "active_fraction": results[0].active_fraction,
+        "storage": sum(r.parameters for r in results) / sum(r.parameters_before for r in results),
+    }
 
 
 def randomise(model: nn.Module) -> None:
@@ -282,10 +287,8 @@ def _replace_each(
 
 
 def _masked(batch: Batch, mask: int, special: Sequence[int], seed: int) -> Batch:
-    ids = batch["input_ids"]
-    chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed)) < tasks.MASKED
-    chosen &= ~torch.isin(ids, torch.tensor(list(special)))
-    return {**batch, "input_ids": torch.where(chosen, mask, ids)}
+    generator = torch.Generator().manual_seed(seed)
+    return {**batch, "input_ids": tasks.masked_tokens(batch["input_ids"], mask, special, generator)[0]}
 
 
 def _texts(data: Path, names: Sequence[str]) -> list[str]:

@@ -86,6 +86,25 @@ def reaction_batches(lines: Sequence[str], vocabulary: dict[str, int], tokens: i
     return [batches[index] for index in order]
 
 
+def masked_tokens(
+    ids: Tensor, mask: int, special: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mask 15 % of the tokens that are not special.
+
+    Args:
+        ids: [sequences, tokens]
+        mask: Id of the mask.
+        special: Ids that are not masked.
+        generator: Draws them.
+
+    Returns:
+        The ids with the mask, and where it stands, both [sequences, tokens].
+    """
+    chosen = torch.rand(ids.shape, generator=generator) < MASKED
+    chosen &= ~torch.isin(ids, torch.tensor(special))
+    return torch.where(chosen, mask, ids), chosen
+
+
 def masked_loss(
     model: nn.Module, batches: Sequence[Batch], mask: int, special: Sequence[int]
 ) -> tuple[float, float]:
@@ -102,9 +121,7 @@ def masked_loss(
     with evaluation(model):
         for batch in tqdm(batches, desc="masked tokens", leave=False, disable=None):
             ids = batch["input_ids"]
-            chosen = torch.rand(ids.shape, generator=generator) < MASKED
-            chosen &= ~torch.isin(ids, torch.tensor(special))
-            masked = torch.where(chosen, mask, ids)
+            masked, chosen = masked_tokens(ids, mask, special, generator)
             logits = model(input_ids=masked, attention_mask=batch["attention_mask"])[0][chosen].double()
             loss += float(nn.functional.cross_entropy(logits, ids[chosen], reduction="sum"))
             right += int((logits.argmax(-1) == ids[chosen]).sum())

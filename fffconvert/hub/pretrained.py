@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
-from fffconvert.errors import FFFError
+from fffconvert.errors import FFFError, first_line
 from fffconvert.hub.source import FORMS, WEIGHTS, Source, resolve
 
 _UNREADABLE = (
@@ -249,7 +249,9 @@ def _tokenizer(source: Source, config: PreTrainedConfig, trust_remote_code: bool
     try:
         return AutoTokenizer.from_pretrained(source.location, **options)
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
-        warnings.warn(f"{source.name} goes on without its tokenizer: {_first_line(error)}", stacklevel=3)
+        warnings.warn(
+            f"{source.name} goes on without its tokenizer: {first_line(error).rstrip('.')}", stacklevel=3
+        )
         return None
 
 
@@ -268,8 +270,4 @@ def _one_line(name: str) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise FFFError(f"the weights of {name} hold code, not only tensors; use safetensors") from error
     except _UNREADABLE as error:
-        raise FFFError(f"cannot read model {name}: {_first_line(error)}; {FORMS}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise FFFError(f"cannot read model {name}: {first_line(error).rstrip('.')}; {FORMS}") from error

@@ -179,7 +179,11 @@ def _warn_missing() -> None:
 class PreparedLayer:
     """The weights of one layer as the library takes them; holds them while it lives.
 
-    Rows are read where they lie, so changes in place show. Biases that are not float32 are copied.
+    Rows are read where they lie, so changes in place show; what lies otherwise than the library takes it is
+    copied.
+
+    Attributes:
+        copied: Whether anything was, as are biases that are not float32.
 
     Args:
         bias: [d_out], or None.
@@ -193,6 +197,7 @@ class PreparedLayer:
         assert lib is not None, "asked `takes` first"
         self._forward, self._backward = lib.fff_forward, lib.fff_backward
         self._kept: list[Tensor] = []
+        self.copied = False
         self._d_in, self._d_out = weights.in_weight.shape[2], weights.out_weight.shape[2]
         self._square = self._d_in == self._d_out
         layer = self._layer = _Layer(
@@ -217,13 +222,14 @@ class PreparedLayer:
     def _pointer(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:
         if tensor is None:
             return None
-        tensor = tensor.detach().to(dtype).contiguous()
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+        own = tensor.detach().to(dtype).contiguous()
+        self.copied |= own.data_ptr() != tensor.data_ptr()
+        self._kept.append(own)
+        return own.data_ptr()
 
     def takes(self, x: Tensor) -> bool:
-        """Whether x has a type and width that fit."""
-        return x.dtype in IO_TYPES and x.size(-1) == self._d_in
+        """Whether x lies on the CPU and has a type and width that fit."""
+        return x.is_cpu and x.dtype in IO_TYPES and x.size(-1) == self._d_in
 
     def __call__(self, x: Tensor, logits: Tensor | None = None, leaf: Tensor | None = None) -> Tensor:
         """Compute y: [..., d_out] from x: [..., d_in]; fill `logits` and `leaf` where they are given."""

@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 
+from fffconvert.errors import first_line
 from fffconvert.runtime.backend import Backend
 
 DRIVERS = ("libcuda.so.1", "nvcuda.dll")
@@ -64,18 +65,14 @@ def _unusable(remedy: str) -> str | None:
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
-        return f"CuPy cannot be imported ({_first_line(error)}); {remedy}"
+        return f"CuPy cannot be imported ({first_line(error)}); {remedy}"
     if int(cupy.__version__.partition(".")[0]) < OLDEST:
         return f"CuPy is {cupy.__version__}; expected {OLDEST} or later: {remedy}"
     try:
         cupy.cuda.nvrtc.getVersion()
     except (ImportError, OSError, RuntimeError) as error:
-        return f"CuPy finds no compiler ({_first_line(error)}); install its extra, as in cupy-cuda12x[ctk]"
+        return f"CuPy finds no compiler ({first_line(error)}); install its extra, as in cupy-cuda12x[ctk]"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def driver_version() -> int | None:

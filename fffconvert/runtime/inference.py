@@ -32,7 +32,8 @@ class Inference:
         self.backend = backend
         self.dtype = dtype
         self.dense = dense
-        self._state: list[Any] = []
+        self._state: list[int] = []
+        self._copied = False
         self._stored: tuple[Weights, Scales] | None = None
         self._native: cpu.PreparedLayer | None = None
 
@@ -61,21 +62,28 @@ class Inference:
             result: Tensor = self.dense(x)
             return result
         if _eager(x):
-            state = [p.data_ptr() for p in parameters.values() if p is not None]
-            if self.dtype is not None:
-                state += _versions(parameters)
-            if state != self._state:
+            if self._state_of(parameters) != self._state:
                 self._prepare(x, *weights(), activation)
-                self._state = state
+                self._state = self._state_of(parameters)
             if self._native is not None and self._native.takes(x):
                 return self._native(x)
         return self._through_op(x, *weights(), activation)
 
+    def _state_of(self, parameters: Mapping[str, Tensor | None]) -> list[int]:
+        """Differs when a parameter lies elsewhere, and, where copies were made, when one was written to."""
+        present = [p for p in parameters.values() if p is not None]
+        state = [p.data_ptr() for p in present]
+        if self._copied:
+            state += [0 if p.is_inference() else p._version for p in present]
+        return state
+
     def _prepare(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> None:
         self._native = self._stored = None
         stored, scales = self._rows(weights)
+        self._copied = self._stored is not None
         if self.backend == "auto" and all(w is None or w.is_cpu for w in stored) and cpu.takes(x, stored):
             self._native = cpu.PreparedLayer(bias, stored, scales, activation)
+            self._copied |= self._native.copied
 
     def _rows(self, weights: Weights) -> tuple[Weights, Scales]:
         if self.dtype is None or self.dtype == weights.in_weight.dtype:
@@ -99,10 +107,5 @@ def _eager(
     wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor,
     tracing: Callable[[], object] = torch._C._get_tracing_state,
 ) -> bool:
-    """Whether a plain CPU tensor is computed now, with nobody looking on: no compiler, tracer or mode."""
-    return type(x) is Tensor and x.is_cpu and not (compiling() or modes() or wrapped(x) or tracing())
-
-
-def _versions(parameters: Mapping[str, Tensor | None]) -> list[int]:
-    """Differ when a parameter was written to."""
-    return [0 if p.is_inference() else p._version for p in parameters.values() if p is not None]
+    """Whether a plain tensor is computed now, with nobody looking on: no compiler, tracer or mode."""
+    return type(x) is Tensor and not (compiling() or modes() or wrapped(x) or tracing())

@@ -94,6 +94,14 @@ def test_follows_its_parameters(row_type):
             before = after.float()
 
 
+def test_a_bias_that_was_copied_is_followed_too():
+    layer, x = draw().bfloat16(), inputs(9, 12).bfloat16()
+    with torch.no_grad():
+        layer(x)
+        layer.fff_bias.add_(64)
+        assert (layer(x) - by_reference(layer, x)).abs().max() <= 1
+
+
 def test_copies_are_independent():
     layer, x = draw(row_type=torch.int8), inputs(9, 12)
     with torch.no_grad():
