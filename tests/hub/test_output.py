@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import tqdm.auto
 import yaml
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertTokenizer, PreTrainedModel
 
@@ -196,5 +198,8 @@ class TestKilled:
 
 
 def write_repeatedly(model: PreTrainedModel, output: Path) -> None:
+    # The lock of progress bars is shared with the parent, which would wait for ever if this died holding it.
+    for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
+        bar.set_lock(threading.RLock())
     while True:
         write(model, output, overwrite=True)
