@@ -21,7 +21,7 @@ from fffconvert.fit.calibrate import Batch, calibration_batches
 from fffconvert.fit.diagnose import Diagnostics, diagnose, outputs
 from fffconvert.fit.kept import KeptLayers
 from fffconvert.fit.neurons import neurons_of
-from fffconvert.fit.refine import refine_layer
+from fffconvert.fit.refine import refine_layer, split_off
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.locate import FFNSite, Sites, locate
 from fffconvert.locate.inputs import example_inputs as default_inputs
@@ -293,9 +293,13 @@ def _fit(
     del inputs
     block = site.dense().to("cpu", torch.float32)
     y = outputs(block, train)
-    layer = fit_layer(train, y, spec, neurons_of(site) if spec.leaf_width else None)
+    neurons = neurons_of(site) if spec.leaf_width else None
     if prepared.refine:
-        refine_layer(layer, train, y, passes=prepared.refine)
+        own, held = split_off(train, y)
+        layer = fit_layer(*own, spec, neurons)
+        refine_layer(layer, own, held, passes=prepared.refine)
+    else:
+        layer = fit_layer(train, y, spec, neurons)
     return layer, diagnose(layer, test, outputs(block, test))
 
 

