@@ -140,8 +140,8 @@ def _deleted(spec: FFFSpec, y: Tensor) -> FFFLayer:
 def _dense(site: FFNSite, spec: FFFSpec, x: Tensor, y: Tensor) -> FFFLayer:
     """A dense block of the active width, of the original's neurons that explain it best.
 
-    Plain neurons stand as trees of one node each, which is a dense block exactly. Gated ones need a leaf block;
-    the node above it is dead, and not counted.
+    Plain neurons stand as trees of one node each, which is a dense block exactly. Gated ones need a leaf
+    block; the node above it is dead, and not counted.
     """
     width = spec.active_width
     neurons = neurons_of(site)

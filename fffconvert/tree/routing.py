@@ -1,6 +1,6 @@
 """Routing while training: hard, straight-through or soft decisions, leaks, and terms that shape them.
 
-All of it is one switch on `FFFLayer`, `routing`; without it, and where no gradient is asked for, routing is hard.
+All of it is `FFFLayer.routing`; without it, and where no gradient is asked for, routing is hard.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class TrainingRouting:
         if not self.leak:
             return cmm(x, weights, activation)
         turned = torch.rand(len(x), len(weights.in_weight), weights.depth + 1, device=x.device) < self.leak
-        y, logits, leaf = _Leaking.apply(x, turned, activation, *weights)
+        y, logits, leaf = _Leaking.apply(x, turned, activation, *weights)  # type: ignore[no-untyped-call]
         return y, logits, leaf
 
     def _soft(self, x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
