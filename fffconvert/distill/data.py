@@ -73,9 +73,7 @@ def _read(source: str, data: Data) -> Dataset | IterableDataset:
         raise
     except Exception as error:  # the library and what it calls raise dozens of kinds
         cause = error.__cause__ or error
-        what = (
-            "cannot be read" if local else "is no existing file, and no dataset of this name could be loaded"
-        )
+        what = "cannot be read" if local else "is no file, and no dataset of this name could be loaded"
         raise FFFError(
             f"data {source} {what}: {' '.join(first_line(cause if isinstance(cause, Exception) else error).split())}"
         ) from error

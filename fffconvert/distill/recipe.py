@@ -77,8 +77,8 @@ class Data:
     """Which text, and how it becomes sequences.
 
     Attributes:
-        train: Local .txt, .jsonl, .json, .csv or .parquet files (also as .gz), or names of `datasets`, as
-            NAME or NAME:CONFIG.
+        train: Local .txt (a text per line), .jsonl, .json, .csv or .parquet files, also as .gz, or names of
+            `datasets`, as NAME or NAME:CONFIG.
         evaluation: The same, for the evaluation; by default rows held out of `train`.
         held_out: Share of the rows to hold out, at most 2,000.
         text: Columns with text. With a label they form one input (a pair), else each is a text of its own.

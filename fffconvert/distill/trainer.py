@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -40,6 +41,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         before: Tokens and steps of earlier stages.
         **options: As for Trainer.
     """
+
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(
         self,
@@ -88,15 +92,19 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
                 batch["counts"] = counts
         return batches, None
 
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        """One pass, forward and backward."""
+        try:
+            return cast(Tensor, super().training_step(*args, **options))
+        except RuntimeError as error:
+            raise _out_of_memory(error, self.stage) or error from None
+
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of one pass; its mean over the processes is that of the step."""
         alone = "counts" not in inputs
-        try:
-            found = model(**inputs)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise _out_of_memory(error, self.stage) or error from None
+        found = model(**inputs)
         loss = found["loss"]
         if not alone:
             if not bool(torch.isfinite(loss)):
@@ -176,7 +184,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 Path(folder, COMPLETE).touch()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_checkpoint(Path(self.args.output_dir))
             raise FFFError(
@@ -291,7 +299,7 @@ def _forget_old(folder: Path, kept: set[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _out_of_memory(error: BaseException, stage: Stage) -> FFFError | None:
+def _out_of_memory(error: Exception, stage: Stage) -> FFFError | None:
     if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
         return None
     return FFFError(

@@ -26,7 +26,7 @@ from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.backend import Backend
 from fffconvert.runtime.leaves import leaf_backward
 from fffconvert.runtime.ops import check_arguments, check_inference_arguments, split_inference_arguments
-from fffconvert.runtime.reference import Scales, Weights
+from fffconvert.runtime.weights import Scales, Weights
 
 INSTRUCTION_SET = "FFFCONVERT_INSTRUCTION_SET"
 """Environment variable that forces one of the library's instruction sets."""

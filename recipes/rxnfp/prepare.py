@@ -4,19 +4,20 @@ The package carries weights without a model type and a vocabulary without a toke
 behind a splitter of SMILES that also broke at punctuation, and knows no token that is split otherwise.
 
     pip install --no-deps rxnfp==0.1.0
-    python recipes/rxnfp/prepare.py rxnfp-mlm
+    python recipes/rxnfp/prepare.py rxnfp-mlm reactions.txt.gz
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
 from fffconvert import hub
-from fffconvert.fitreport.tasks import SMILES
+from fffconvert.fitreport.tasks import SMILES, read_lines
 
 SOURCE = "pkg:rxnfp/bert_pretrained"
 
@@ -49,8 +50,8 @@ def reaction_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
     )
 
 
-def prepare(output: Path) -> None:
-    """Write the folder: config, weights and tokenizer."""
+def prepare(output: Path, reactions: Path | None = None) -> None:
+    """Write the folder: config, weights and tokenizer; and reactions, one per line, as `reactions.jsonl`."""
     loaded = hub.load(SOURCE)
     lines = Path(loaded.source.location, "vocab.txt").read_text(encoding="utf-8").splitlines()
     model = BertForMaskedLM(loaded.model.config)
@@ -59,9 +60,14 @@ def prepare(output: Path) -> None:
         raise SystemExit(f"{SOURCE} lacks {', '.join(missing)}; expected rxnfp 0.1.0")
     model.save_pretrained(output)
     reaction_tokenizer({token: index for index, token in enumerate(lines)}).save_pretrained(output)
+    if reactions is not None:
+        rows = [json.dumps({"text": line}) for line in read_lines(reactions)]
+        (output / "reactions.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="Folder to write.")
-    prepare(parser.parse_args().output)
+    parser.add_argument("reactions", type=Path, nargs="?", help="Gzipped reaction SMILES, one per line.")
+    arguments = parser.parse_args()
+    prepare(arguments.output, arguments.reactions)
