@@ -72,11 +72,9 @@ def _read(source: str, data: Data) -> Dataset | IterableDataset:
     except FFFError:
         raise
     except Exception as error:  # the library and what it calls raise dozens of kinds
-        cause = error.__cause__ or error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         what = "cannot be read" if local else "is no file, and no dataset of this name could be loaded"
-        raise FFFError(
-            f"data {source} {what}: {' '.join(first_line(cause if isinstance(cause, Exception) else error).split())}"
-        ) from error
+        raise FFFError(f"data {source} {what}: {' '.join(first_line(cause).split())}") from error
     wanted = [*data.text, *([data.label] if data.label else [])]
     for name in wanted:
         if name not in columns:
