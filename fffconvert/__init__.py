@@ -16,6 +16,7 @@ import wrapt
 if TYPE_CHECKING:
     from fffconvert.convert import convert, restore
     from fffconvert.deploy import deploy
+    from fffconvert.distill import distill
     from fffconvert.errors import FFFError
     from fffconvert.estimate import estimate
     from fffconvert.hub import load
@@ -32,6 +33,7 @@ __all__ = [
     "FFNSite",
     "convert",
     "deploy",
+    "distill",
     "estimate",
     "load",
     "locate",
@@ -46,6 +48,7 @@ _HOMES = {
     "FFNSite": "fffconvert.locate",
     "convert": "fffconvert.convert",
     "deploy": "fffconvert.deploy",
+    "distill": "fffconvert.distill",
     "estimate": "fffconvert.estimate",
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",

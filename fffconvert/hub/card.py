@@ -12,6 +12,14 @@ import yaml
 
 from fffconvert import __version__
 
+TRAINED = (
+    "The model was trained as `fffconvert.yaml` says, on {tokens:,} tokens in {steps:,} steps. The figures "
+    "of the blocks above are from before. Measure on your own task before any use."
+)
+CONTROL = (
+    "This is no conversion but a control, {control!r}: what a conversion is held against, trained by the "
+    "same recipe. It is of no use by itself."
+)
 EXPECT = (
     "Nothing has been trained. The layers are fitted block by block, in closed form, so expect clearly worse "
     "results than the original's, the more so the lower R² is: errors add up from block to block. Measure "
@@ -88,13 +96,11 @@ def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["fffconvert", "fast-feedforward"]}
     if _is_hub_id(base):
         head["base_model"] = base
-    rows = [
-        f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} "
-        f"| {block['leaf_width']} | {block['active_width']} "
-        f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} | {block['token_r2_heldout']:.3f} "
-        f"| {block['parameters_before']:,} | {block['parameters']:,} |"
-        for block in metrics["blocks"]
-    ]
+    blocks, training = metrics["blocks"], metrics.get("training")
+    limits = [TRAINED.format(**training) if training else EXPECT, SAVINGS]
+    if control := metrics.get("control"):
+        limits = [CONTROL.format(control=control)]
+    limits.append("The licence and the limits of the original model apply.")
     return f"""\
 ---
 {yaml.safe_dump(head, sort_keys=False).strip()}
@@ -105,16 +111,7 @@ def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 The feedforward blocks of `{base}` were replaced by fast feedforward (FFF) layers: neurons in balanced binary
 trees, of which each token visits one path from root to leaf. Written by fffconvert {__version__}; the recipe
 is in `fffconvert.yaml`, the figures below are in `metrics.json`.
-
-{_items(Totals.of(metrics["blocks"]).lines())}
-
-R² is the share of the variance of a block's output that the layer explains on held-out text. A few tokens
-often carry nearly all of it; R² per token lets all tokens count alike.
-
-| block | trees x depth | trunk | leaf | width | MACs left | R² | R² per token | parameters before | now |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-{chr(10).join(rows)}
-
+{_blocks(blocks) if blocks else ""}
 ## How to load it
 
 ```python
@@ -129,14 +126,33 @@ mismatch.
 
 ## Limits
 
-- {EXPECT}
-- {SAVINGS}
-- The licence and the limits of the original model apply.
+{_items(limits)}
 
 `fffconvert inspect` shows the layers of this folder.
 
 Reference: Belcak and Wattenhofer, Fast Feedforward Networks (arXiv 2308.14711) and Exponentially Faster
 Language Modelling (arXiv 2311.10770).
+"""
+
+
+def _blocks(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """The section on what was kept."""
+    rows = [
+        f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} "
+        f"| {block['leaf_width']} | {block['active_width']} "
+        f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} | {block['token_r2_heldout']:.3f} "
+        f"| {block['parameters_before']:,} | {block['parameters']:,} |"
+        for block in blocks
+    ]
+    return f"""
+{_items(Totals.of(blocks).lines())}
+
+R² is the share of the variance of a block's output that the layer explains on held-out text. A few tokens
+often carry nearly all of it; R² per token lets all tokens count alike.
+
+| block | trees x depth | trunk | leaf | width | MACs left | R² | R² per token | parameters before | now |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
 """
 
 

@@ -10,13 +10,14 @@ All is computed in float32 at least (float64 if an operand is).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.leaves import Place, arrivals, leaf_backward
+from fffconvert.runtime.weights import LeafBlock, Scales, Weights
 
 PART_BYTES = 16 << 20
 """Tokens go in parts, so that no tensor of rows gathered for them is larger (but one token always goes)."""
@@ -24,94 +25,16 @@ DENSE_ROWS = 32
 """A level of at most so many rows per tree is a dense product, of which each token keeps its own row's."""
 
 
-class LeafBlock(NamedTuple):
-    """The leaf blocks' weights and biases; `gate` only where they are gated."""
-
-    up: tuple[Tensor, Tensor]
-    gate: tuple[Tensor, Tensor] | None
-    out: Tensor
-
-
-class Weights(NamedTuple):
-    """Parameters of the trees of one layer, all of one dtype.
-
-    T trees of depth D have N = 2^(D+1) - 1 nodes in heap order and 2^(D+1) leaves. There is an output row per
-    node (B = 1) or per branch (B = 2: branch b of node n has row 2n + b).
-
-    Attributes:
-        in_weight: [T, N, d_in]
-        in_bias: [T, N]
-        out_weight: [T, B * N, d_out]
-        leaf_constant: [T, leaves, d_out], added at the end of a path.
-        leaf_in_weight: [T, leaves, L, d_in]; this, its bias and `leaf_out_weight` are a dense block per leaf.
-        leaf_in_bias: [T, leaves, L]
-        leaf_gate_weight: [T, leaves, L, d_in]; with its bias, what the activation is multiplied by.
-        leaf_gate_bias: [T, leaves, L]
-        leaf_out_weight: [T, leaves, L, d_out]
-    """
-
-    in_weight: Tensor
-    in_bias: Tensor
-    out_weight: Tensor
-    leaf_constant: Tensor | None = None
-    leaf_in_weight: Tensor | None = None
-    leaf_in_bias: Tensor | None = None
-    leaf_gate_weight: Tensor | None = None
-    leaf_gate_bias: Tensor | None = None
-    leaf_out_weight: Tensor | None = None
-
-    @property
-    def depth(self) -> int:
-        """Depth D of the trees."""
-        return int(self.in_weight.shape[1]).bit_length() - 1
-
-    @property
-    def branches(self) -> int:
-        """Output rows per node, B."""
-        return self.out_weight.shape[1] // self.in_weight.shape[1]
-
-    @property
-    def leaf_block(self) -> LeafBlock | None:
-        """The dense blocks at the leaves, if there are any."""
-        if self.leaf_in_weight is None or self.leaf_in_bias is None or self.leaf_out_weight is None:
-            return None
-        gate = None
-        if self.leaf_gate_weight is not None and self.leaf_gate_bias is not None:
-            gate = (self.leaf_gate_weight, self.leaf_gate_bias)
-        return LeafBlock((self.leaf_in_weight, self.leaf_in_bias), gate, self.leaf_out_weight)
-
-    def compute_dtype(self, x: Tensor) -> torch.dtype:
-        """The dtype of logits and sums for the input `x`."""
-        return torch.promote_types(torch.promote_types(x.dtype, self.in_weight.dtype), torch.float32)
-
-
-class Scales(NamedTuple):
-    """What each row of int8 weights is multiplied by, float32; all None for floating point rows.
-
-    Attributes:
-        in_weight: [T, N]
-        out_weight: [T, B * N]
-        leaf_constant: [T, leaves]
-        leaf_in_weight: [T, leaves, L]
-        leaf_gate_weight: [T, leaves, L]
-        leaf_out_weight: [T, leaves, L]
-    """
-
-    in_weight: Tensor | None = None
-    out_weight: Tensor | None = None
-    leaf_constant: Tensor | None = None
-    leaf_in_weight: Tensor | None = None
-    leaf_gate_weight: Tensor | None = None
-    leaf_out_weight: Tensor | None = None
-
-
-def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    x: Tensor, weights: Weights, activation: str, turned: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Send each token down one path of each tree.
 
     Args:
         x: [tokens, d_in]
         weights: The trees.
         activation: A key of `ACTIVATIONS`.
+        turned: [tokens, T, D + 1], decisions of the path to turn round; none by default.
 
     Returns:
         y: [tokens, d_out] in the dtype of `x`.
@@ -130,14 +53,15 @@ def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tenso
         nodes = _level(k)
         s = _dot_rows(weights.in_weight, nodes, path, x) + weights.in_bias[:, nodes][tree, path]
         logits[:, :, k] = s
-        below = 2 * path + (s > 0)
+        right = s > 0 if turned is None else (s > 0) ^ turned[:, :, k]
+        below = 2 * path + right
         row = below if branches == 2 else path
         _add_rows(y, weights.out_weight, _level(k, branches), row, act.fn(s))
         path = below
     if weights.leaf_constant is not None:
         _add_rows(y, weights.leaf_constant, slice(0, 1 << levels), path, x.new_ones(path.shape))
     if (block := weights.leaf_block) is not None:
-        for at, tokens in _arrivals(path, block.out.shape[1]):
+        for at, tokens in arrivals(path, block.out.shape[1]):
             up, gate = _leaf_hidden(x[tokens], block, at)
             y.index_add_(0, tokens, (act.fn(up) * gate) @ block.out[at].to(x.dtype))
     return y.to(dtype), logits, path
@@ -209,19 +133,7 @@ def backward(
     if grads.leaf_constant is not None:
         ends = slice(0, 2 << depth)
         _add_to_rows(grads.leaf_constant, ends, leaf, x.new_ones(leaf.shape), grad_y)
-    if (block := weights.leaf_block) is not None and (grad_block := grads.leaf_block) is not None:
-        for at, tokens in _arrivals(leaf, 2 << depth):
-            part, grad = x[tokens], grad_y[tokens]
-            up, gate = _leaf_hidden(part, block, at)
-            a = act.fn(up)
-            grad_block.out[at] = (a * gate).T @ grad
-            grad_hidden = grad @ block.out[at].to(x.dtype).T
-            grad_up = grad_hidden * gate * act.derivative(up)
-            grad_part = _affine_backward(grad_up, part, block.up, grad_block.up, at)
-            grad_x.index_add_(0, tokens, grad_part)
-            if block.gate is not None and grad_block.gate is not None:
-                grad_part = _affine_backward(grad_hidden * a, part, block.gate, grad_block.gate, at)
-                grad_x.index_add_(0, tokens, grad_part)
+    leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
     return [grad_x.to(dtype), *(grad.to(weights.in_weight.dtype) for grad in grads if grad is not None)]
 
 
@@ -320,36 +232,12 @@ def _spread(index: Tensor, factor: Tensor, count: int) -> Tensor:
     return zeros.scatter_(2, index[:, :, None], factor[:, :, None]).flatten(1)
 
 
-def _arrivals(leaf: Tensor, leaves: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """The tokens [m] that arrive at each visited (tree, leaf)."""
-    trees = leaf.shape[1]
-    place = (leaf + leaves * torch.arange(trees, device=leaf.device)).flatten()
-    place, order = place.sort(stable=True)
-    visited, counts = torch.unique_consecutive(place, return_counts=True)
-    groups = torch.split(order // trees, counts.tolist())
-    for at, tokens in zip(visited.tolist(), groups, strict=True):
-        yield divmod(at, leaves), tokens
-
-
-def _leaf_hidden(x: Tensor, block: LeafBlock, at: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _leaf_hidden(x: Tensor, block: LeafBlock, at: Place) -> tuple[Tensor, Tensor]:
     """The neurons of one leaf before the activation, and the gate (ones if there is none): [m, L] each."""
     up = _affine(x, block.up, at)
     return up, torch.ones_like(up) if block.gate is None else _affine(x, block.gate, at)
 
 
-def _affine(x: Tensor, parameters: tuple[Tensor, Tensor], at: tuple[int, int]) -> Tensor:
+def _affine(x: Tensor, parameters: tuple[Tensor, Tensor], at: Place) -> Tensor:
     weight, bias = parameters
     return F.linear(x, weight[at].to(x.dtype), bias[at].to(x.dtype))
-
-
-def _affine_backward(
-    grad: Tensor,
-    x: Tensor,
-    parameters: tuple[Tensor, Tensor],
-    grad_parameters: tuple[Tensor, Tensor],
-    at: tuple[int, int],
-) -> Tensor:
-    """Store the gradients of one leaf's weight and bias; return that of `x`: [m, d_in]."""
-    grad_parameters[0][at] = grad.T @ x
-    grad_parameters[1][at] = grad.sum(0)
-    return grad @ parameters[0][at].to(x.dtype)
