@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
     from fffconvert.plan import FFFSpec
+    from fffconvert.report import report
     from fffconvert.surgery import replace
     from fffconvert.tree import FFFLayer
 
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "locate",
     "replace",
+    "report",
     "restore",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
     "replace": "fffconvert.surgery",
+    "report": "fffconvert.report",
     "restore": "fffconvert.convert",
 }
 

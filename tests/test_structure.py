@@ -30,6 +30,7 @@ ORDER = [
     "deploy",
     "estimate",
     "bench",
+    "report",
     "inspection",
     "demo_pairs",
     "demo",
