@@ -18,8 +18,6 @@ Kind = TypeVar("Kind")
 RECIPE, METRICS, TRAINING = "fffconvert.yaml", "metrics.json", "training.jsonl"
 EVALUATION, BENCHMARK, SWEEP = "eval.json", "bench.json", "sweep.json"
 DOCUMENTS = (METRICS, RECIPE, TRAINING, EVALUATION, BENCHMARK, SWEEP)
-LOWER_IS_BETTER = ("perplexity", "loss", "bits", "nll", "kl")
-"""Words in the names of metrics of which less is better."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,10 @@ class Metrics:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task of `eval.json`: the converted model beside its teacher and the controls."""
+    """One task of `eval.json`: the converted model beside its teacher and the controls.
+
+    Intervals are of 95 %; `ci95_of` has those of the teacher and the controls.
+    """
 
     metric: str
     value: float
@@ -75,17 +76,18 @@ class TaskScore:
     retained: float | None = None
     recovered: float | None = None
     limit: int | None = None
+    higher_is_better: bool = True
+    ci95_of: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    retained_ci95: tuple[float, float] | None = None
+    recovered_ci95: tuple[float, float] | None = None
 
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether less is better."""
-        return any(word in self.metric.lower() for word in LOWER_IS_BETTER)
-
-    def beats(self, other: float) -> bool | None:
-        """Whether the value is better than another; None if the other lies in the confidence interval."""
-        if self.ci95 is not None and self.ci95[0] <= other <= self.ci95[1]:
-            return None
-        return (self.value < other) == self.lower_is_better and self.value != other
+    def beats(self, control: str) -> bool | None:
+        """Whether the value is better than a control's; None if one lies in the other's interval."""
+        other = getattr(self, control)
+        for value, interval in ((other, self.ci95), (self.value, self.ci95_of.get(control))):
+            if interval is not None and interval[0] <= value <= interval[1]:
+                return None
+        return bool(self.value > other if self.higher_is_better else self.value < other)
 
 
 @dataclass(frozen=True)
@@ -271,9 +273,15 @@ class Conversion:
     sweep: Sweep | None
 
     @property
+    def conversion(self) -> dict[str, Any]:
+        """How it was converted; in the recipe of a distillation, that of what was distilled."""
+        found = self.recipe.get("conversion")
+        return found if isinstance(found, dict) else self.recipe
+
+    @property
     def base(self) -> str:
         """The model that was converted."""
-        named = self.recipe.get("model") or (self.evaluation and self.evaluation.teacher)
+        named = self.conversion.get("model") or (self.evaluation and self.evaluation.teacher)
         return str(named or (self.sweep and self.sweep.model) or self.label)
 
 

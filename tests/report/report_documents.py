@@ -67,6 +67,9 @@ def task(value: float, **other: Any) -> dict[str, Any]:
         "retained": value / 0.82,
         "recovered": (value - 0.74) / (0.82 - 0.74),
         "limit": None,
+        "higher_is_better": True,
+        "ci95_of": {"teacher": [0.80, 0.84], "dense": None},
+        "retained_ci95": [(value - 0.01) / 0.82, (value + 0.01) / 0.82],
         "seconds": 12.0,
     } | other
 
@@ -107,7 +110,14 @@ def evaluation() -> dict[str, Any]:
             "rte": task(0.61, metric="accuracy", teacher=0.66, dense=0.62, deleted=0.55, n=277),
             "cola": task(0.30, metric="matthews", teacher=0.45, dense=0.36, deleted=0.05, n=100, limit=100),
             "mlm": task(
-                3.1, metric="loss", ci95=[3.0, 3.2], teacher=2.2, dense=3.6, deleted=4.4, random_routing=None
+                3.1,
+                metric="loss",
+                higher_is_better=False,
+                ci95=[3.0, 3.2],
+                teacher=2.2,
+                dense=3.6,
+                deleted=4.4,
+                random_routing=None,
             ),
         },
         "robustness": {

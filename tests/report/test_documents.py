@@ -73,19 +73,31 @@ def test_leaves_out_a_line_that_a_killed_run_has_left_unfinished(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("metric", "value", "ci95", "other", "beats"),
+    ("value", "ci95", "other", "ci95_of_other", "higher", "beats"),
     [
-        ("spearman", 0.8, (0.78, 0.82), 0.7, True),
-        ("spearman", 0.8, (0.78, 0.82), 0.9, False),
-        ("spearman", 0.8, (0.78, 0.82), 0.79, None),
-        ("perplexity", 8.0, (7.5, 8.5), 9.0, True),
-        ("masked_loss", 8.0, (7.5, 8.5), 7.0, False),
-        ("accuracy", 0.8, None, 0.79, True),
-        ("accuracy", 0.8, None, 0.8, False),
-        ("loss", 0.8, None, 0.8, False),
+        (0.8, (0.78, 0.82), 0.7, None, True, True),
+        (0.8, (0.78, 0.82), 0.9, None, True, False),
+        (0.8, (0.78, 0.82), 0.79, None, True, None),
+        (0.8, (0.78, 0.82), 0.7, (0.6, 0.81), True, None),
+        (0.8, (0.78, 0.82), 0.7, (0.6, 0.75), True, True),
+        (8.0, (7.5, 8.5), 9.0, None, False, True),
+        (8.0, (7.5, 8.5), 7.0, None, False, False),
+        (0.8, None, 0.79, None, True, True),
+        (0.8, None, 0.8, None, True, False),
+        (0.8, None, 0.8, None, False, False),
     ],
 )
-def test_beats_only_what_lies_outside_the_interval(
-    metric: str, value: float, ci95: Any, other: float, beats: bool | None
+def test_beats_only_what_lies_outside_the_intervals(
+    value: float, ci95: Any, other: float, ci95_of_other: Any, higher: bool, beats: bool | None
 ):
-    assert TaskScore(metric, value, ci95).beats(other) is beats
+    task = TaskScore(
+        "metric", value, ci95, dense=other, higher_is_better=higher, ci95_of={"dense": ci95_of_other}
+    )
+    assert task.beats("dense") is beats
+
+
+def test_a_distilled_model_is_that_of_its_conversion(tmp_path: Path):
+    recipe = {"stages": [], "conversion": {"model": "somebody/encoder", "calibration": ["a.txt"]}}
+    found = read_conversion(documents.write(tmp_path / "out", recipe=recipe))
+    assert found.base == "somebody/encoder"
+    assert found.conversion["calibration"] == ["a.txt"]

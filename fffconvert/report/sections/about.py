@@ -47,7 +47,7 @@ def limits(conversions: Sequence[Conversion]) -> Section:
     for conversion in conversions:
         if conversion.metrics and not conversion.metrics.training:
             lines.append(f"{conversion.label}: {EXPECT}")
-        if conversion.recipe and not conversion.recipe.get("calibration"):
+        if conversion.recipe and not conversion.conversion.get("calibration"):
             lines.append(
                 f"{conversion.label} was calibrated on Python's own documentation, the default; on text of "
                 "another domain the layers keep less. Give your own with --calibration."

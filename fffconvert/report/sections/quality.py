@@ -66,7 +66,7 @@ def findings(conversion: Conversion) -> list[Finding]:
             other = getattr(task, control)
             if other is not None:
                 words = f"{name} ({number(task.value)} against {number(other)})"
-                groups[task.beats(other)].append(words)
+                groups[task.beats(control)].append(words)
         found += _judged(control, groups)
     unknown = [name for name in JUDGED if all(getattr(task, name) is None for task in tasks.values())]
     if unknown and tasks:
@@ -109,8 +109,8 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
                 number(task.dense),
                 number(task.deleted),
                 number(task.random_routing),
-                percent(task.retained),
-                percent(task.recovered),
+                _share(task.retained, task.retained_ci95),
+                _share(task.recovered, task.recovered_ci95),
                 whole(task.n),
             )
         )
@@ -133,11 +133,15 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
     )
 
 
+def _share(value: float | None, bounds: tuple[float, float] | None) -> str:
+    return percent(value) + (f" ({percent(bounds[0])} to {percent(bounds[1])})" if bounds else "")
+
+
 def _figures(tasks: dict[str, TaskScore], name: str) -> list[Figure]:
     """One for all metrics that grow towards 1, and one for each of those in units of their own."""
     groups: dict[str, dict[str, TaskScore]] = {}
     for key, task in tasks.items():
-        groups.setdefault(task.metric if task.lower_is_better else "", {})[key] = task
+        groups.setdefault("" if task.higher_is_better else task.metric, {})[key] = task
     figures = []
     for index, (metric, chosen) in enumerate(groups.items()):
         caption = "The converted model (with its 95 % interval) beside its teacher and the controls; " + (
