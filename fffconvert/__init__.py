@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fffconvert.deploy import deploy
     from fffconvert.errors import FFFError
     from fffconvert.estimate import estimate
+    from fffconvert.evaluate import evaluate
     from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
     from fffconvert.plan import FFFSpec
@@ -34,6 +35,7 @@ __all__ = [
     "convert",
     "deploy",
     "estimate",
+    "evaluate",
     "load",
     "locate",
     "replace",
@@ -49,6 +51,7 @@ _HOMES = {
     "convert": "fffconvert.convert",
     "deploy": "fffconvert.deploy",
     "estimate": "fffconvert.estimate",
+    "evaluate": "fffconvert.evaluate",
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
     "replace": "fffconvert.surgery",

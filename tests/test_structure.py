@@ -25,6 +25,7 @@ ORDER = [
     "surgery",
     "hub",
     "convert",
+    "evaluate",
     "planning",
     "fitreport",
     "deploy",

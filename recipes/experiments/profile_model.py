@@ -74,30 +74,22 @@ def profile(name: str, batch: int, length: int) -> dict[str, Any]:
 
 
 def _kinds(model: nn.Module) -> dict[str, str]:
-    """What the modules are: inside a feedforward block, an attention, or a norm."""
+    """What the modules are: part of a feedforward block, of attention, or a norm."""
     blocks = {name for name, module in model.named_modules() if isinstance(module, fff.FFFLayer)}
-    if not blocks:
-        for site in locate(model):
-            blocks |= _projections(model, site)
+    for site in locate(model) if not blocks else ():
+        for projection in (*site.up, site.down):
+            blocks |= {name.rpartition(".")[0] for name in projection.parameters}
+    # The activation is called beside the projections, mostly as a module of its own.
+    beside = {name.rpartition(".")[0] for name in blocks}
     kinds = {}
     for name, module in model.named_modules():
-        if any(name == block or name.startswith(f"{block}.") for block in blocks):
+        if name in blocks or (name.rpartition(".")[0] in beside and "act" in name.rpartition(".")[2]):
             kinds[name] = FEEDFORWARD
         elif "norm" in type(module).__name__.lower():
             kinds[name] = NORM
         elif "attention" in name.lower() or "attn" in name.lower():
             kinds[name] = ATTENTION
     return kinds
-
-
-def _projections(model: nn.Module, site: Any) -> set[str]:
-    """Modules that hold the weights of a block."""
-    weights = {id(projection.weight) for projection in (*site.up, site.down)}
-    return {
-        name
-        for name, module in model.named_modules()
-        if any(id(parameter) in weights for parameter in module.parameters(recurse=False))
-    }
 
 
 def _own_times(model: nn.Module, inputs: list[torch.Tensor]) -> dict[str, float]:

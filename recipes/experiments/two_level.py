@@ -1,7 +1,7 @@
 """Experiment 1: a two-level fast feedforward layer against dense blocks, on synthetic data: fit and speed.
 
-The target bends differently in each of four regions of the input, which two levels of decisions can tell apart.
-All layers are trained alike. Run: python recipes/experiments/two_level.py [--plot two_level.svg] [--json]
+The target bends differently in each of four regions of the input, which two levels of decisions can tell
+apart. All layers are trained alike. Run: python recipes/experiments/two_level.py [--plot two_level.svg] [--json]
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def run(seeds: int) -> list[dict[str, Any]]:
     """Train and time every layer.
 
     Returns:
-        For each layer its name, active width, R² of each seed, and microseconds for one call of 1 and 1,024 tokens.
+        For each layer its name, active width, R² of each seed, and microseconds for a call of 1 and of 1,024
+        tokens.
     """
     spec = fff.FFFSpec(WIDTH, WIDTH, DEPTH, leaf_width=LEAF, branch_outputs=True)
     stored = spec.leaves * LEAF + spec.nodes
