@@ -1,7 +1,8 @@
 """Experiment 1: a two-level fast feedforward layer against dense blocks, on synthetic data: fit and speed.
 
 The target bends differently in each of four regions of the input, which two levels of decisions can tell
-apart. All layers are trained alike. Run: python recipes/experiments/two_level.py [--plot two_level.svg] [--json]
+apart. All layers are trained alike. Run:
+python recipes/experiments/two_level.py [--plot two_level.svg] [--json]
 """
 
 from __future__ import annotations
