@@ -16,14 +16,21 @@ from fffconvert import __version__
 from fffconvert.errors import FFFError, first_line
 
 CARD, EVALUATION = "README.md", "eval.json"
+QUALITY_STARTS, QUALITY_ENDS = "<!-- quality -->", "<!-- end of quality -->"
+"""Between these stands what `eval.json` says, written anew whenever that changes."""
+TRAINED = (
+    "The model was trained as `fffconvert.yaml` says, on {tokens:,} tokens in {steps:,} steps. The figures of the "
+    "blocks above are from before. Measure on your own task before any use."
+)
+CONTROL = (
+    "This is no conversion but a control, {control!r}: what a conversion is held against, trained by the same "
+    "recipe. It is of no use by itself."
+)
 EXPECT = (
     "Nothing has been trained. The layers are fitted block by block, in closed form, so expect clearly worse "
     "results than the original's, the more so the lower R² is: errors add up from block to block. Measure "
     "on your own task before any use."
 )
-TRAINED = "The layers were fitted block by block and then trained. Measure on your own task before any use."
-QUALITY_STARTS, QUALITY_ENDS = "<!-- quality -->", "<!-- end of quality -->"
-"""Between these stands what `eval.json` says, written anew whenever that changes."""
 SAVINGS = (
     "Savings are multiply-adds, counted per token; they are not time: fffconvert deploy shows what each "
     "layer takes on a machine beside the block that it replaced."
@@ -81,15 +88,12 @@ class Totals:
         ]
 
 
-def model_card(
-    recipe: Mapping[str, Any], metrics: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None
-) -> str:
+def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """Write the card.
 
     Args:
         recipe: As stored in `fffconvert.yaml`.
         metrics: As stored in `metrics.json`.
-        evaluation: As stored in `eval.json`, if anything has been evaluated.
 
     Returns:
         Markdown with a YAML head.
@@ -98,13 +102,11 @@ def model_card(
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["fffconvert", "fast-feedforward"]}
     if _is_hub_id(base):
         head["base_model"] = base
-    rows = [
-        f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} "
-        f"| {block['leaf_width']} | {block['active_width']} "
-        f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} | {block['token_r2_heldout']:.3f} "
-        f"| {block['parameters_before']:,} | {block['parameters']:,} |"
-        for block in metrics["blocks"]
-    ]
+    blocks, training = metrics["blocks"], metrics.get("training")
+    limits = [TRAINED.format(**training) if training else EXPECT, SAVINGS]
+    if control := metrics.get("control"):
+        limits = [CONTROL.format(control=control)]
+    limits.append("The licence and the limits of the original model apply.")
     return f"""\
 ---
 {yaml.safe_dump(head, sort_keys=False).strip()}
@@ -115,17 +117,8 @@ def model_card(
 The feedforward blocks of `{base}` were replaced by fast feedforward (FFF) layers: neurons in balanced binary
 trees, of which each token visits one path from root to leaf. Written by fffconvert {__version__}; the recipe
 is in `fffconvert.yaml`, the figures below are in `metrics.json`.
-
-{_items(Totals.of(metrics["blocks"]).lines())}
-
-R² is the share of the variance of a block's output that the layer explains on held-out text. A few tokens
-often carry nearly all of it; R² per token lets all tokens count alike.
-
-| block | trees x depth | trunk | leaf | width | MACs left | R² | R² per token | parameters before | now |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-{chr(10).join(rows)}
-
-{quality(evaluation)}
+{_blocks(blocks) if blocks else ""}
+{quality({})}
 
 ## How to load it
 
@@ -141,9 +134,7 @@ mismatch.
 
 ## Limits
 
-- {TRAINED if metrics.get("training") else EXPECT}
-- {SAVINGS}
-- The licence and the limits of the original model apply.
+{_items(limits)}
 
 `fffconvert inspect` shows the layers of this folder.
 
@@ -152,10 +143,10 @@ Language Modelling (arXiv 2311.10770).
 """
 
 
-def quality(evaluation: Mapping[str, Any] | None) -> str:
-    """The card's section on quality, with the marks that it is found by."""
+def quality(evaluation: Mapping[str, Any]) -> str:
+    """The card's section on quality, from `eval.json`, with the marks that it is found by."""
     lines = [QUALITY_STARTS, "## Quality", ""]
-    tasks = (evaluation or {}).get("tasks") or {}
+    tasks = evaluation.get("tasks") or {}
     if tasks:
         columns = ("value", "ci95", "teacher", "dense", "deleted", "random_routing", "retained", "recovered")
         lines += [f"| task | metric | {' | '.join(_HEADS[column] for column in columns)} |"]
@@ -228,6 +219,27 @@ def _cell(column: str, value: Any) -> str:
     if column == "ci95":
         return f"{value[0]:.3f} to {value[1]:.3f}"
     return f"{value:.1%}" if column in ("retained", "recovered") else f"{value:.3f}"
+
+
+def _blocks(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """The section on what was kept."""
+    rows = [
+        f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} "
+        f"| {block['leaf_width']} | {block['active_width']} "
+        f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} | {block['token_r2_heldout']:.3f} "
+        f"| {block['parameters_before']:,} | {block['parameters']:,} |"
+        for block in blocks
+    ]
+    return f"""
+{_items(Totals.of(blocks).lines())}
+
+R² is the share of the variance of a block's output that the layer explains on held-out text. A few tokens
+often carry nearly all of it; R² per token lets all tokens count alike.
+
+| block | trees x depth | trunk | leaf | width | MACs left | R² | R² per token | parameters before | now |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+"""
 
 
 def _items(lines: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def save(
     *,
     recipe: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    files: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> Path:
     """Write a converted model with all that belongs to it.
@@ -43,6 +44,7 @@ def save(
         output: The folder to write.
         recipe: How the model was made, in plain values: `fffconvert.yaml`.
         metrics: What was measured, in plain values: `metrics.json`.
+        files: Further files and folders to copy into it.
         overwrite: Replace an earlier output; it is there until the new one is whole.
 
     Returns:
@@ -69,6 +71,11 @@ def save(
             (partial / CARD).write_text(model_card(recipe, metrics), encoding="utf-8")
             (partial / RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
             (partial / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            for path in files:
+                if path.is_dir():
+                    shutil.copytree(path, partial / path.name)
+                else:
+                    shutil.copyfile(path, partial / path.name)
             _flush(partial)
             _move_into_place(partial, output)
         finally:

@@ -66,7 +66,7 @@ class TaskScore:
     """
 
     metric: str
-    value: float
+    value: float | None
     ci95: tuple[float, float] | None = None
     n: int | None = None
     teacher: float | None = None
@@ -84,6 +84,8 @@ class TaskScore:
     def beats(self, control: str) -> bool | None:
         """Whether the value is better than a control's; None if one lies in the other's interval."""
         other = getattr(self, control)
+        if other is None or self.value is None:
+            return None
         for value, interval in ((other, self.ci95), (self.value, self.ci95_of.get(control))):
             if interval is not None and interval[0] <= value <= interval[1]:
                 return None
@@ -97,7 +99,7 @@ class RobustnessRow:
     name: str
     kind: str
     metric: str
-    value: float
+    value: float | None
     teacher: float | None = None
     retained: float | None = None
     routing_overlap: float | None = None
@@ -111,7 +113,9 @@ class AblationRow:
 
     name: str
     metric: str
-    value: float
+    value: float | None
+    ci95: tuple[float, float] | None = None
+    cost: float | None = None
     n: int | None = None
 
 
@@ -127,9 +131,10 @@ class Level:
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """How the tokens spread over one layer."""
+    """How the tokens spread over one tree of a layer."""
 
     name: str
+    tree: int = 0
     entropy: float | None = None
     dead_share: float | None = None
     levels: tuple[Level, ...] = ()
@@ -143,6 +148,7 @@ class LeafWords:
     layer: str
     leaf: int
     tokens: tuple[tuple[str, int], ...]
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,7 @@ class Robustness:
     """The model on shifted inputs."""
 
     rows: tuple[RobustnessRow, ...]
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,8 @@ class Ablation:
     """The model with its routing changed in several ways."""
 
     rows: tuple[AblationRow, ...]
+    task: str = ""
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ class SweepScore:
     """A task at one point of a sweep."""
 
     metric: str
-    value: float
+    value: float | None
     ci95: tuple[float, float] | None = None
     retained: float | None = None
 

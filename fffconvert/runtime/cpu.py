@@ -1,7 +1,7 @@
 """The native CPU kernels, called through ctypes with data pointers: the ops' implementation on CPU tensors.
 
 What the kernels do not take (float64 and float16, no library, gradients of leaf blocks or of rows that are
-not float32) the reference computes.
+not float32) plain torch computes, as the reference does.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ MISSING = "the native kernels were not built: install a C++ compiler (GCC or Cla
 _ROW_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 IO_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Types of inputs that the kernels take."""
+_TREES = Weights._fields.index("leaf_in_weight")
+"""So many of the weights belong to the trees, the others to the leaf blocks."""
 _ACTIVATIONS = {name: index for index, name in enumerate(ACTIVATIONS)}
 _LIBRARY_NAME = {"darwin": "libfffcmm.dylib", "win32": "fffcmm.dll"}.get(sys.platform, "libfffcmm.so")
 
@@ -307,10 +309,15 @@ def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) ->
     *tensors, logits, leaf, activation = rest
     weights = Weights(*tensors)
     float32 = x.dtype == weights.in_weight.dtype == grad_y.dtype == torch.float32
-    if weights.leaf_block is not None or not float32 or not takes(x, weights):
+    if not float32 or not takes(x, weights):
         with torch.autocast("cpu", enabled=False):
             return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation)
-    grads = [torch.empty(x.shape), *(torch.zeros(w.shape) for w in weights if w is not None)]
+    grad_x = torch.empty(x.shape)
+    grads = Weights._make(None if w is None else torch.zeros(w.shape) for w in weights)
     arguments = [tensor.contiguous() for tensor in (grad_y, grad_logits, x, logits, leaf)]
-    PreparedLayer(None, weights, Scales(), activation).backward(arguments, len(x), grads)
-    return grads
+    trees, grad_trees = Weights(*weights[:_TREES]), Weights(*grads[:_TREES])
+    results = [grad_x, *(grad for grad in grad_trees if grad is not None)]
+    PreparedLayer(None, trees, Scales(), activation).backward(arguments, len(x), results)
+    with torch.autocast("cpu", enabled=False):
+        reference.leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
+    return [grad_x, *(grad for grad in grads if grad is not None)]

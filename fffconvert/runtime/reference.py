@@ -9,7 +9,7 @@ All is computed in float32 at least (float64 if an operand is).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,10 @@ PART_BYTES = 16 << 20
 """Tokens go in parts, so that no tensor of rows gathered for them is larger (but one token always goes)."""
 DENSE_ROWS = 32
 """A level of at most so many rows per tree is a dense product, of which each token keeps its own row's."""
+
+
+_Place = tuple[int, int]
+"""Tree and leaf."""
 
 
 class LeafBlock(NamedTuple):
@@ -105,13 +109,16 @@ class Scales(NamedTuple):
     leaf_out_weight: Tensor | None = None
 
 
-def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    x: Tensor, weights: Weights, activation: str, turned: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Send each token down one path of each tree.
 
     Args:
         x: [tokens, d_in]
         weights: The trees.
         activation: A key of `ACTIVATIONS`.
+        turned: [tokens, T, D + 1], decisions of the path to turn round; none by default.
 
     Returns:
         y: [tokens, d_out] in the dtype of `x`.
@@ -130,7 +137,8 @@ def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tenso
         nodes = _level(k)
         s = _dot_rows(weights.in_weight, nodes, path, x) + weights.in_bias[:, nodes][tree, path]
         logits[:, :, k] = s
-        below = 2 * path + (s > 0)
+        right = s > 0 if turned is None else (s > 0) ^ turned[:, :, k]
+        below = 2 * path + right
         row = below if branches == 2 else path
         _add_rows(y, weights.out_weight, _level(k, branches), row, act.fn(s))
         path = below
@@ -209,20 +217,77 @@ def backward(
     if grads.leaf_constant is not None:
         ends = slice(0, 2 << depth)
         _add_to_rows(grads.leaf_constant, ends, leaf, x.new_ones(leaf.shape), grad_y)
-    if (block := weights.leaf_block) is not None and (grad_block := grads.leaf_block) is not None:
-        for at, tokens in _arrivals(leaf, 2 << depth):
-            part, grad = x[tokens], grad_y[tokens]
-            up, gate = _leaf_hidden(part, block, at)
-            a = act.fn(up)
-            grad_block.out[at] = (a * gate).T @ grad
-            grad_hidden = grad @ block.out[at].to(x.dtype).T
-            grad_up = grad_hidden * gate * act.derivative(up)
-            grad_part = _affine_backward(grad_up, part, block.up, grad_block.up, at)
-            grad_x.index_add_(0, tokens, grad_part)
-            if block.gate is not None and grad_block.gate is not None:
-                grad_part = _affine_backward(grad_hidden * a, part, block.gate, grad_block.gate, at)
-                grad_x.index_add_(0, tokens, grad_part)
+    leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
     return [grad_x.to(dtype), *(grad.to(weights.in_weight.dtype) for grad in grads if grad is not None)]
+
+
+def leaf_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    weights: Weights,
+    leaf: Tensor,
+    activation: str,
+    grad_x: Tensor,
+    grads: Weights,
+) -> None:
+    """Differentiate the leaf blocks, if there are any: add to `grad_x`, write into those of `grads`.
+
+    The tokens are sorted by leaf once, so that each product reads and writes neighbouring rows.
+
+    Args:
+        grad_y: [tokens, d_out], in the computing dtype like all that follow.
+        x: [tokens, d_in]
+        weights: The trees.
+        leaf: [tokens, T], from `forward`.
+        activation: A key of `ACTIVATIONS`.
+        grad_x: [tokens, d_in]
+        grads: Of the shapes of `weights`; leaves that no token visits keep their zeros.
+    """
+    block, grad_block = weights.leaf_block, grads.leaf_block
+    if block is None or grad_block is None:
+        return
+    act, groups = ACTIVATIONS[activation], list(_arrivals(leaf, block.out.shape[1]))
+    order = torch.cat([tokens for _, tokens in groups]) if groups else leaf.new_empty(0)
+    ends = torch.tensor([len(tokens) for _, tokens in groups]).cumsum(0).tolist()
+    at = [(place, slice(end - len(tokens), end)) for (place, tokens), end in zip(groups, ends, strict=True)]
+    x, grad_y = x[order], grad_y[order]
+    up = _by_leaf(x, *block.up, at)
+    grad_hidden = _by_leaf(grad_y, block.out, None, at)
+    a = act.fn(up)
+    grad_up = act.derivative(up).mul_(grad_hidden)
+    if block.gate is not None and grad_block.gate is not None:
+        gate = _by_leaf(x, *block.gate, at)
+        grad_up *= gate
+        grad_hidden *= a
+        grad_x.index_add_(0, order, _affine_backward(grad_hidden, x, block.gate, grad_block.gate, at))
+        a = a * gate
+    grad_x.index_add_(0, order, _affine_backward(grad_up, x, block.up, grad_block.up, at))
+    for place, part in at:
+        torch.mm(a[part].T, grad_y[part], out=grad_block.out[place])
+
+
+def _by_leaf(x: Tensor, weight: Tensor, bias: Tensor | None, at: Sequence[tuple[_Place, slice]]) -> Tensor:
+    """Multiply each leaf's tokens by its matrix, [T, leaves, m, n]: [tokens, n] to [tokens, m]."""
+    y = x.new_empty(len(x), weight.shape[2])
+    for place, part in at:
+        torch.mm(x[part], weight[place].to(x.dtype).T, out=y[part])
+        if bias is not None:
+            y[part] += bias[place].to(x.dtype)
+    return y
+
+
+def _affine_backward(
+    grad: Tensor,
+    x: Tensor,
+    parameters: tuple[Tensor, Tensor],
+    grad_parameters: tuple[Tensor, Tensor],
+    at: Sequence[tuple[_Place, slice]],
+) -> Tensor:
+    """Write the gradients of each leaf's weight and bias; return that of `x`: [tokens, d_in]."""
+    for place, part in at:
+        torch.mm(grad[part].T, x[part], out=grad_parameters[0][place])
+        torch.sum(grad[part], 0, out=grad_parameters[1][place])
+    return _by_leaf(grad, parameters[0].transpose(2, 3), None, at)
 
 
 def _level(k: int, rows_per_node: int = 1) -> slice:
@@ -320,7 +385,7 @@ def _spread(index: Tensor, factor: Tensor, count: int) -> Tensor:
     return zeros.scatter_(2, index[:, :, None], factor[:, :, None]).flatten(1)
 
 
-def _arrivals(leaf: Tensor, leaves: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
+def _arrivals(leaf: Tensor, leaves: int) -> Iterator[tuple[_Place, Tensor]]:
     """The tokens [m] that arrive at each visited (tree, leaf)."""
     trees = leaf.shape[1]
     place = (leaf + leaves * torch.arange(trees, device=leaf.device)).flatten()
@@ -331,25 +396,12 @@ def _arrivals(leaf: Tensor, leaves: int) -> Iterator[tuple[tuple[int, int], Tens
         yield divmod(at, leaves), tokens
 
 
-def _leaf_hidden(x: Tensor, block: LeafBlock, at: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _leaf_hidden(x: Tensor, block: LeafBlock, at: _Place) -> tuple[Tensor, Tensor]:
     """The neurons of one leaf before the activation, and the gate (ones if there is none): [m, L] each."""
     up = _affine(x, block.up, at)
     return up, torch.ones_like(up) if block.gate is None else _affine(x, block.gate, at)
 
 
-def _affine(x: Tensor, parameters: tuple[Tensor, Tensor], at: tuple[int, int]) -> Tensor:
+def _affine(x: Tensor, parameters: tuple[Tensor, Tensor], at: _Place) -> Tensor:
     weight, bias = parameters
     return F.linear(x, weight[at].to(x.dtype), bias[at].to(x.dtype))
-
-
-def _affine_backward(
-    grad: Tensor,
-    x: Tensor,
-    parameters: tuple[Tensor, Tensor],
-    grad_parameters: tuple[Tensor, Tensor],
-    at: tuple[int, int],
-) -> Tensor:
-    """Store the gradients of one leaf's weight and bias; return that of `x`: [m, d_in]."""
-    grad_parameters[0][at] = grad.T @ x
-    grad_parameters[1][at] = grad.sum(0)
-    return grad @ parameters[0][at].to(x.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fffconvert.errors import FFFError
 from fffconvert.plan import FFFSpec
 from fffconvert.runtime import Inference, Weights, cmm
+from fffconvert.tree.routing import TrainingRouting
 
 
 class FFFLayer(nn.Module):
@@ -22,6 +23,7 @@ class FFFLayer(nn.Module):
     Attributes:
         spec: Shape and options.
         inference: Backend and row type where no gradient is asked for; never saved.
+        routing: How it routes where one is; None for hard routing by the op. Never saved.
         fff_in_weight: [T, N, d_in]
         fff_in_bias: [T, N]
         fff_out_weight: [T, B * N, d_out]; B is 2 with branch outputs (row 2n + b), else 1.
@@ -57,6 +59,7 @@ class FFFLayer(nn.Module):
         super().__init__()
         self.spec = spec
         self.inference = Inference()
+        self.routing: TrainingRouting | None = None
         for name, shape in _shapes(spec).items():
             absent = 0 in shape
             parameter = None if absent else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -90,7 +93,10 @@ class FFFLayer(nn.Module):
 
     def _differentiable(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
-        y, _, _ = cmm(tokens, self.weights, self.spec.activation)
+        if self.routing is None:
+            y, _, _ = cmm(tokens, self.weights, self.spec.activation)
+        else:
+            y = self.routing(tokens, self.weights, self.spec.activation)
         y = y + self.fff_bias
         if self.fff_trunk_in is not None and self.fff_trunk_out is not None:
             y = y + tokens @ self.fff_trunk_in.T @ self.fff_trunk_out

@@ -158,7 +158,7 @@ def evaluation() -> dict[str, Any]:
                 },
                 {"layer": layers[0]["name"], "leaf": 9, "tokens": [["dog", 12], ["cat", 9]]},
             ],
-            "agreement": {"model": "other", "share": 0.71},
+            "agreement": {"random_routing": {"layers": [], "same_leaf": 0.12, "same_decisions": 0.31}},
         },
         "environment": {"torch": "2.13.0", "cpu": {"model": "A processor", "features": ["avx2", "avx512f"]}},
     }

@@ -34,7 +34,8 @@ def section(conversions: Sequence[Conversion]) -> Section:
     """Describe each folder's layers."""
     parts: list[Part] = []
     for number_, conversion in enumerate(conversions):
-        if conversion.metrics is None or not conversion.metrics.blocks:
+        metrics = conversion.metrics
+        if metrics is None or not (metrics.blocks or metrics.control):
             continue
         if len(conversions) > 1:
             parts.append(Heading(conversion.label))
@@ -63,8 +64,7 @@ def totals(blocks: Sequence[Block]) -> Totals:
 
 
 def _describe(conversion: Conversion, name: str) -> list[Part]:
-    assert conversion.metrics is not None
-    blocks = conversion.metrics.blocks
+    blocks = conversion.metrics.blocks if conversion.metrics else ()
     parts: list[Part] = [Text(" ".join(_sentences(conversion)))]
     width = _width(conversion)
     for index, (shape, count) in enumerate(Counter(map(_key, blocks)).most_common(DRAWN_SHAPES)):
@@ -83,7 +83,7 @@ def _describe(conversion: Conversion, name: str) -> list[Part]:
             "plain R² is dominated by a few tokens; in R² per token all count alike."
         )
         parts.append(Figure(_r2(blocks, f"{name}-r2", caption), caption))
-    return [*parts, _table(blocks)]
+    return [*parts, _table(blocks)] if blocks else parts
 
 
 def _sentences(conversion: Conversion) -> list[str]:
@@ -92,14 +92,19 @@ def _sentences(conversion: Conversion) -> list[str]:
     lines = [f"The feedforward blocks of {conversion.base} were replaced by fast feedforward layers."]
     if metrics.control:
         lines = [f"This folder is a control, not a conversion: {metrics.control}."]
-    found = totals(metrics.blocks)
-    lines += found.lines() if found.r2_median == found.r2_median else found.lines()[1:]
+    if metrics.blocks:
+        found = totals(metrics.blocks)
+        lines += found.lines() if found.r2_median == found.r2_median else found.lines()[1:]
     if metrics.training:
         steps, tokens = metrics.training.get("steps"), metrics.training.get("tokens")
-        lines.append(f"Afterwards it was trained for {steps:,} steps on {tokens:,} tokens." if steps else "")
-    else:
+        if isinstance(steps, int) and isinstance(tokens, int):
+            lines.append(
+                f"Afterwards it was trained for {steps:,} steps on {tokens:,} tokens; the figures of the "
+                "blocks are from before."
+            )
+    elif not metrics.control:
         lines.append("Nothing has been trained: the layers are fitted block by block, in closed form.")
-    return [line for line in lines if line]
+    return lines
 
 
 def _table(blocks: Sequence[Block]) -> Table:

@@ -64,7 +64,7 @@ def findings(conversion: Conversion) -> list[Finding]:
         groups: dict[bool | None, list[str]] = {True: [], False: [], None: []}
         for name, task in tasks.items():
             other = getattr(task, control)
-            if other is not None:
+            if other is not None and task.value is not None:
                 words = f"{name} ({number(task.value)} against {number(other)})"
                 groups[task.beats(control)].append(words)
         found += _judged(control, groups)
@@ -86,11 +86,7 @@ def _judged(control: str, groups: dict[bool | None, list[str]]) -> list[Finding]
         end = "the trees bought nothing there" if control == "dense" else "nothing was kept there"
         found.append(Finding("bad", f"{called} is not beaten on {', '.join(groups[False])}: {end}."))
     if groups[None]:
-        found.append(
-            Finding(
-                "open", f"{called} lies in the confidence interval on {', '.join(groups[None])}: no telling."
-            )
-        )
+        found.append(Finding("open", f"{called} cannot be told from it on {', '.join(groups[None])}."))
     if groups[True]:
         found.append(Finding("good", f"{called} is beaten on {', '.join(groups[True])}."))
     return found
@@ -141,6 +137,8 @@ def _figures(tasks: dict[str, TaskScore], name: str) -> list[Figure]:
     """One for all metrics that grow towards 1, and one for each of those in units of their own."""
     groups: dict[str, dict[str, TaskScore]] = {}
     for key, task in tasks.items():
+        if task.value is None:
+            continue
         groups.setdefault("" if task.higher_is_better else task.metric, {})[key] = task
     figures = []
     for index, (metric, chosen) in enumerate(groups.items()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fffconvert.report.documents import Conversion, LayerRouting, LeafWords
@@ -13,7 +13,6 @@ from fffconvert.report.page import (
     Part,
     Section,
     Table,
-    Text,
     number,
     percent,
     short_names,
@@ -34,7 +33,7 @@ def section(conversions: Sequence[Conversion]) -> Section:
             continue
         if len(conversions) > 1:
             parts.append(Heading(conversion.label))
-        drawn = _some(found.layers)
+        drawn = _some([layer for layer in found.layers if layer.tree == 0])
         if any(layer.levels for layer in drawn):
             caption = (
                 "Entropy of the use of each level's nodes over its greatest value: 1 if tokens spread "
@@ -53,7 +52,7 @@ def section(conversions: Sequence[Conversion]) -> Section:
         if found.leaves:
             parts.append(_words(found.leaves))
         if found.agreement:
-            parts.append(Text(_agreement(found.agreement)))
+            parts.append(_agreement(found.agreement))
     return Section("routing", "Routing", tuple(parts), "fffconvert eval DIR --task routing")
 
 
@@ -66,10 +65,11 @@ def _some(layers: Sequence[LayerRouting]) -> list[LayerRouting]:
 
 def _table(layers: Sequence[LayerRouting]) -> Table:
     return Table(
-        ("layer", "entropy", "dead nodes", "leaves", "busiest leaf"),
+        ("layer", "tree", "entropy", "dead nodes", "leaves", "busiest leaf"),
         tuple(
             (
                 layer.name,
+                str(layer.tree),
                 number(layer.entropy),
                 percent(layer.dead_share),
                 whole(len(layer.leaf_share)) if layer.leaf_share else "–",
@@ -83,28 +83,30 @@ def _table(layers: Sequence[LayerRouting]) -> Table:
 
 def _words(leaves: Sequence[LeafWords]) -> Table:
     return Table(
-        ("layer", "leaf", "words, and how often"),
+        ("layer", "leaf", "tokens there", "words, and how often"),
         tuple(
             (
                 leaf.layer,
                 str(leaf.leaf),
+                percent(leaf.share),
                 ", ".join(f"{word} {count}" for word, count in leaf.tokens[:SHOWN_WORDS]),
             )
             for leaf in leaves
         ),
-        left=3,
-        caption="Which words go where: the most frequent ones of some leaves.",
+        left=4,
+        caption="Which words go where: those that stand out in the busiest leaves of each first tree.",
         folded=len(leaves) > 24,
     )
 
 
-def _agreement(values: dict[str, Any]) -> str:
-    words = [f"{key.replace('_', ' ')} {_plain(value)}" for key, value in values.items()]
-    return "Agreement of the paths with another model's: " + ", ".join(words) + "."
-
-
-def _plain(value: Any) -> str:
-    return number(value) if isinstance(value, float) else str(value)
+def _agreement(values: Mapping[str, Any]) -> Table:
+    """Whether other models send the same tokens the same way."""
+    rows = tuple(
+        (name, percent(found.get("same_leaf")), percent(found.get("same_decisions")))
+        for name, found in values.items()
+        if isinstance(found, Mapping)
+    )
+    return Table(("paths, against", "same leaf", "same decisions from the root on"), rows)
 
 
 def _levels(layers: Sequence[LayerRouting], what: str, name: str, label: str) -> str:

@@ -6,13 +6,24 @@ from collections.abc import Sequence
 
 from fffconvert.report.documents import AblationRow, Conversion, RobustnessRow
 from fffconvert.report.drawing import BLUE, FAINT, INK, MARKERS, SERIES, canvas, svg
-from fffconvert.report.page import Figure, Heading, Part, Section, Table, Text, number, percent, whole
+from fffconvert.report.page import (
+    Figure,
+    Heading,
+    Part,
+    Section,
+    Table,
+    Text,
+    interval,
+    number,
+    percent,
+    whole,
+)
 
 WHAT = {
     "hard": "one path a tree, as deployed",
-    "all-nodes": "every node active",
-    "random": "hyperplanes drawn at random",
-    "shuffled": "the paths of other tokens",
+    "all-nodes": "every node and leaf active for every token",
+    "random": "each token goes to a leaf drawn at random",
+    "shuffled": "each token goes where another one goes",
 }
 
 
@@ -55,8 +66,8 @@ def ablation(conversions: Sequence[Conversion]) -> Section:
         for number_, metric in enumerate(dict.fromkeys(row.metric for row in found.rows)):
             rows = [row for row in found.rows if row.metric == metric]
             caption = (
-                f"{metric} with the routing changed and all weights as they are; the dashed line is the "
-                "model as deployed."
+                f"{found.task or 'The model'}, {metric}, with the routing changed and all weights as they "
+                "are; the dashed line is the model as deployed."
             )
             parts.append(Figure(_ablation(rows, f"ablation{index}-{number_}", caption), caption))
         parts.append(_ablation_table(found.rows))
@@ -103,15 +114,26 @@ def _robustness_table(rows: Sequence[RobustnessRow]) -> Table:
 
 def _ablation_table(rows: Sequence[AblationRow]) -> Table:
     return Table(
-        ("routing", "what it is", "metric", "value", "n"),
-        tuple((row.name, _what(row.name), row.metric, number(row.value), whole(row.n)) for row in rows),
+        ("routing", "what it is", "metric", "value", "95 % interval", "cost", "n"),
+        tuple(
+            (
+                row.name,
+                _what(row.name),
+                row.metric,
+                number(row.value),
+                interval(row.ci95),
+                number(row.cost),
+                whole(row.n),
+            )
+            for row in rows
+        ),
         left=3,
     )
 
 
 def _what(name: str) -> str:
     if name.startswith("depth-"):
-        return f"the first {name.removeprefix('depth-')} levels below the root only"
+        return f"the first {name.removeprefix('depth-')} decisions count, then the usual way"
     return WHAT.get(name, "")
 
 
@@ -161,6 +183,10 @@ def _ablation(rows: Sequence[AblationRow], name: str, label: str) -> str:
     with canvas(height=1.0 + 0.26 * len(rows)) as figure:
         axes = figure.add_subplot(xlabel=rows[0].metric)
         for y, row in enumerate(rows):
+            if row.value is None:
+                continue
+            if row.ci95 is not None:
+                axes.plot(row.ci95, (y, y), color=INK, linewidth=1)
             hard = row.name == "hard"
             axes.barh(y, row.value, height=0.62, color=BLUE if hard else FAINT)
             if hard:
@@ -168,7 +194,7 @@ def _ablation(rows: Sequence[AblationRow], name: str, label: str) -> str:
             # Beside the bar's end, on its far side from zero.
             axes.annotate(
                 f"{row.value:.3g}",
-                (row.value, y),
+                (_end(row), y),
                 (3 if row.value >= 0 else -3, 0),
                 textcoords="offset points",
                 va="center",
@@ -179,3 +205,11 @@ def _ablation(rows: Sequence[AblationRow], name: str, label: str) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.margins(x=0.15)
         return svg(figure, name, label)
+
+
+def _end(row: AblationRow) -> float:
+    """Where the bar with its interval ends."""
+    value = row.value or 0.0
+    if row.ci95 is None:
+        return value
+    return max(row.ci95) if value >= 0 else min(row.ci95)

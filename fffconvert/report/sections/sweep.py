@@ -69,13 +69,15 @@ def _plot(sweep: Sweep, name: str, figure_name: str, label: str) -> str:
         best = sorted(
             (sweep.rows[i].active_fraction, sweep.rows[i].tasks[name].value)
             for i in sweep.pareto
-            if name in sweep.rows[i].tasks
+            if i < len(sweep.rows)
+            and name in sweep.rows[i].tasks
+            and sweep.rows[i].tasks[name].value is not None
         )
         if best:
             axes.plot(*zip(*best, strict=True), color=BLUE, linewidth=1.2)
         for index, row in enumerate(sweep.rows):
             score = row.tasks.get(name)
-            if score is None:
+            if score is None or score.value is None:
                 continue
             on_front = index in sweep.pareto
             if score.ci95 is not None:

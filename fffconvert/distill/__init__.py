@@ -1,0 +1,9 @@
+"""Distillation: recipes that retrain a converted model with its teacher."""
+
+from __future__ import annotations
+
+from fffconvert.distill.folders import Distilled, distill_model
+from fffconvert.distill.recipe import Recipe, from_dict, read_recipe
+from fffconvert.distill.run import distill
+
+__all__ = ["Distilled", "Recipe", "distill", "distill_model", "from_dict", "read_recipe"]

@@ -1,0 +1,74 @@
+"""What must hold before a run begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from fffconvert.distill.distiller import has_token_head
+from fffconvert.distill.recipe import Kind, Stage
+from fffconvert.errors import FFFError
+from fffconvert.tree import FFFLayer
+
+HEADLESS = (
+    "{who} is {name}, which has no {head} head; take a checkpoint that has one, or match "
+    "embedding_cosine, embedding_similarity and hidden_states, which need none"
+)
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether a model predicts each token from those before it."""
+    config = getattr(model, "config", None)
+    name = type(model).__name__
+    return has_token_head(model) and (
+        name.endswith(("CausalLM", "LMHeadModel")) or bool(getattr(config, "is_decoder", False))
+    )
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether a model gives one prediction for a sequence."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def needs_teacher(stage: Stage) -> bool:
+    """Whether an objective compares with a teacher."""
+    alone = {"mlm", "clm", "labels"}
+    return stage.kind is Kind.BLOCKS or not set(stage.objectives.weights) <= alone
+
+
+def check_stage(stage: Stage, student: PreTrainedModel, teacher: Any, tokenizer: Any) -> None:
+    """Refuse objectives that student, teacher or tokenizer cannot serve.
+
+    Raises:
+        FFFError: Which, and what to do.
+    """
+    goals = stage.objectives
+    if stage.kind is Kind.BLOCKS and not any(isinstance(m, FFFLayer) for m in student.modules()):
+        raise FFFError("a stage of kind blocks trains FFF layers, and the model has none; convert it first")
+    if needs_teacher(stage) and teacher is None:
+        raise FFFError("the objectives compare with a teacher, and there is none; give --teacher")
+    if goals.mlm:
+        _need_head(
+            student, "student", "masked-language-model", has_token_head(student) and not is_causal(student)
+        )
+        if tokenizer.mask_token_id is None:
+            raise FFFError("the objective mlm needs a tokenizer with a mask token, and this one has none")
+    if goals.clm:
+        _need_head(student, "student", "causal-language-model", is_causal(student))
+    if goals.labels:
+        _need_head(student, "student", "classification", is_classifier(student))
+    if goals.logits:
+        for who, model in (("student", student), ("teacher", teacher)):
+            _need_head(model, who, "prediction", has_token_head(model) or is_classifier(model))
+        if student.config.vocab_size != teacher.config.vocab_size and not is_classifier(student):
+            raise FFFError(
+                f"the student predicts {student.config.vocab_size} tokens, the teacher "
+                f"{teacher.config.vocab_size}; logits can be compared only over one vocabulary"
+            )
+
+
+def _need_head(model: Any, who: str, head: str, there: bool) -> None:
+    if not there:
+        raise FFFError(HEADLESS.format(who=f"the {who}", name=type(model).__name__, head=head))

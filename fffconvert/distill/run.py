@@ -1,0 +1,323 @@
+"""A distillation from start to end: text, stages one after the other, what is written, how it is resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset, IterableDataset
+from safetensors.torch import load_model, save_model
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
+
+from fffconvert.controls import Control
+from fffconvert.distill.checks import check_stage, is_causal, needs_teacher
+from fffconvert.distill.data import (
+    WINDOW,
+    Collate,
+    Draws,
+    read_rows,
+    split_rows,
+    token_sequences,
+)
+from fffconvert.distill.distiller import Distiller, LiveTeacher
+from fffconvert.distill.recipe import Data, Precision, Recipe, Stage
+from fffconvert.distill.signals import Places, placements, taps_of
+from fffconvert.distill.trained import add_lora, choose_trained
+from fffconvert.distill.trainer import DistillTrainer, last_checkpoint
+from fffconvert.errors import FFFError
+
+JOURNAL = "training.jsonl"
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What a run is about.
+
+    Attributes:
+        student: The model that is trained.
+        teacher: What it is compared with, or None.
+        tokenizer: Of both.
+        control: What the student is a control of, if it is one.
+        places: Where its blocks are.
+    """
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel | None
+    tokenizer: Any
+    control: Control | None = None
+    places: Places = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to.
+
+    Attributes:
+        model: The trained model.
+        steps: Optimiser steps.
+        tokens: Training tokens.
+        seconds: Time taken; of a resumed run, from where it went on.
+        eval_loss: On held-out text, at the end.
+    """
+
+    model: PreTrainedModel
+    steps: int
+    tokens: int
+    seconds: float
+    eval_loss: float | None
+
+
+def run_stages(trainee: Trainee, recipe: Recipe, folder: Path, texts: Sequence[str] | None = None) -> Trained:
+    """Run the stages of a recipe; those that an earlier call finished are taken from the folder.
+
+    Args:
+        trainee: Student and teacher.
+        recipe: The run.
+        folder: For checkpoints and records.
+        texts: Train on these instead of the recipe's data.
+
+    Raises:
+        FFFError: Something does not fit; before anything is trained, where that can be seen.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in recipe.stages:
+        if not stage.new_head:
+            check_stage(stage, trainee.student, trainee.teacher, trainee.tokenizer)
+    started = time.monotonic()
+    done = (0, 0)
+    eval_loss = None
+    for index, stage in enumerate(recipe.stages):
+        own = folder / f"stage-{index}"
+        if stage.new_head:
+            trainee = dataclasses.replace(trainee, student=_with_head(trainee.student, stage.new_head))
+            check_stage(stage, trainee.student, trainee.teacher, trainee.tokenizer)
+        record = own / "done.json"
+        if record.is_file():
+            load_model(trainee.student, own / "model.safetensors")
+            found = json.loads(record.read_text(encoding="utf-8"))
+        else:
+            found = _run_stage(trainee, recipe, stage, own, folder / JOURNAL, done, texts)
+        done, eval_loss = (done[0] + found["tokens"], done[1] + found["steps"]), found["eval_loss"]
+    seconds = time.monotonic() - started
+    return Trained(trainee.student.eval(), done[1], done[0], seconds, eval_loss)
+
+
+def _run_stage(
+    trainee: Trainee,
+    recipe: Recipe,
+    stage: Stage,
+    folder: Path,
+    journal: Path,
+    before: tuple[int, int],
+    texts: Sequence[str] | None,
+) -> dict[str, Any]:
+    student = trainee.student
+    data = recipe.data_of(stage)
+    adapted = add_lora(student, stage.trained.lora_rank) if stage.trained.lora_rank else None
+    choose_trained(student, stage, trainee.control)
+    train, held_out = _sequences(recipe, data, trainee, texts)
+    arguments = _arguments(recipe, stage, folder, train)
+    teacher = None
+    if needs_teacher(stage) and trainee.teacher is not None:
+        teacher = LiveTeacher(trainee.teacher, taps_of(trainee.teacher, trainee.places))
+    distiller = Distiller(student, teacher, stage, trainee.places, causal=is_causal(student))
+    if isinstance(train, Dataset):
+        train = Draws(train, arguments.max_steps * _step_size(arguments))
+    callbacks = [EarlyStoppingCallback(stage.patience)] if stage.patience else []
+    masked = bool(
+        stage.objectives.mlm or (stage.objectives.logits and not is_causal(student) and not data.label)
+    )
+    trainer = DistillTrainer(
+        distiller,
+        recipe,
+        stage,
+        journal,
+        before,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=None if held_out is None else Draws(held_out, len(held_out)),
+        data_collator=Collate(trainee.tokenizer, data, recipe.seed, masked=masked, fixed=bool(recipe.cache)),
+        callbacks=callbacks,
+    )
+    checkpoint = last_checkpoint(folder)
+    _forget_after(journal, before[1] + _step_of(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        distiller.finish()
+    if adapted is not None:
+        adapted.merge_and_unload()
+    evaluations = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    best = min(evaluations) if stage.patience and evaluations else (evaluations or [None])[-1]
+    found = {
+        "steps": trainer.state.global_step,
+        "tokens": trainer.state.num_input_tokens_seen,
+        "eval_loss": best,
+    }
+    if trainer.is_world_process_zero():
+        partial = folder / "model.partial"
+        save_model(student, str(partial))
+        partial.replace(folder / "model.safetensors")
+        (folder / "done.json").write_text(json.dumps(found), encoding="utf-8")
+        for path in folder.glob("checkpoint-*"):
+            shutil.rmtree(path, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return found
+
+
+def _sequences(
+    recipe: Recipe, data: Data, trainee: Trainee, texts: Sequence[str] | None
+) -> tuple[Dataset | IterableDataset, Dataset | None]:
+    """Token sequences to train on and to evaluate on."""
+    tokenizer = trainee.tokenizer
+    positions = getattr(trainee.student.config, "max_position_embeddings", None) or 1 << 30
+    length = min(data.length, tokenizer.model_max_length, int(positions))
+    if texts is not None:
+        rows: Any = Dataset.from_dict({data.text[0]: list(texts)})
+        data = dataclasses.replace(data, text=data.text[:1])
+    else:
+        rows = read_rows(data.train, data)
+    held_out: Any = None
+    if data.evaluation:
+        held_out = read_rows(data.evaluation, dataclasses.replace(data, streaming=False))
+    elif isinstance(rows, Dataset) and data.held_out:
+        rows, held_out = split_rows(rows, data, recipe.seed)
+    if held_out is not None:
+        held_out = token_sequences(held_out, tokenizer, data, length)
+    if isinstance(rows, IterableDataset):
+        rows = rows.shuffle(recipe.seed, buffer_size=WINDOW)
+    return token_sequences(rows, tokenizer, data, length), held_out
+
+
+def _arguments(
+    recipe: Recipe, stage: Stage, folder: Path, train: Dataset | IterableDataset
+) -> TrainingArguments:
+    """The stage in Trainer's words."""
+    options: dict[str, Any] = {"max_steps": 1}
+    common = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": stage.batch_size,
+        "gradient_accumulation_steps": stage.accumulation,
+    }
+    steps = stage.steps
+    if not steps and isinstance(train, Dataset):
+        per_step = _step_size(TrainingArguments(**common, **options))
+        tokens = sum(train["length"]) / len(train)
+        wanted = stage.tokens / tokens if stage.tokens else stage.epochs * len(train)
+        steps = max(1, int(wanted / per_step))
+    every = min(steps, stage.eval_steps or -(-steps // 10))
+    evaluates = bool(recipe.data_of(stage).evaluation) or not recipe.data_of(stage).streaming
+    return TrainingArguments(
+        **common,
+        max_steps=steps,
+        per_device_eval_batch_size=EVALUATION_BATCH,
+        max_grad_norm=stage.clip,
+        adam_beta1=stage.betas[0],
+        adam_beta2=stage.betas[1],
+        learning_rate=stage.learning_rate,
+        optim="adamw_torch_fused",
+        bf16=recipe.precision is Precision.BFLOAT16,
+        use_cpu=not torch.accelerator.is_available(),
+        logging_steps=recipe.log_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        load_best_model_at_end=bool(stage.patience) and evaluates,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        remove_unused_columns=False,
+        report_to="tensorboard",
+        dataloader_num_workers=recipe.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=not sys.stderr.isatty(),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _step_size(arguments: TrainingArguments) -> int:
+    """Sequences of one optimiser step, over all processes."""
+    own = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return int(own * arguments.world_size)
+
+
+def _with_head(student: PreTrainedModel, classes: int) -> PreTrainedModel:
+    """The student below a new classification head."""
+    with tempfile.TemporaryDirectory(prefix="fffconvert-") as folder:
+        student.save_pretrained(folder)
+        cls = transformers.AutoModelForSequenceClassification
+        model: PreTrainedModel = cls.from_pretrained(folder, num_labels=classes, ignore_mismatched_sizes=True)
+    return model
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def _forget_after(journal: Path, step: int) -> None:
+    """Take back what a killed run recorded behind its last checkpoint."""
+    if not journal.is_file():
+        return
+    lines = journal.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    partial = journal.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    partial.replace(journal)
+
+
+def distill(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | str | None,
+    texts: Iterable[str] | None = None,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    tokenizer: Any = None,
+    folder: str | Path | None = None,
+) -> PreTrainedModel:
+    """Retrain a converted model with its teacher, in place.
+
+    Args:
+        model: A converted model.
+        teacher: The original, or the name of one; None where no objective compares with it.
+        texts: Texts to train on; those of the recipe's data by default.
+        recipe: A recipe, or the path of one in YAML.
+        tokenizer: The model's tokenizer; that of the teacher's name by default.
+        folder: Keeps checkpoints, so that a call with the same folder resumes; a temporary one by default.
+
+    Returns:
+        The model (a new object if a stage gives it a new head).
+
+    Raises:
+        FFFError: Something does not fit.
+    """
+    from fffconvert import hub
+    from fffconvert.distill.recipe import read_recipe
+
+    if recipe is None:
+        raise FFFError("distill needs a recipe: a fffconvert.distill.Recipe, or the path of a YAML file")
+    chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    if isinstance(teacher, str):
+        loaded = hub.load(teacher)
+        teacher, tokenizer = loaded.model, tokenizer or loaded.tokenizer
+    if tokenizer is None:
+        raise FFFError("text needs a tokenizer; give tokenizer=")
+    trainee = Trainee(model, teacher, tokenizer, places=placements(model))
+    given = None if texts is None else [str(text) for text in texts]
+    if folder is not None:
+        return run_stages(trainee, chosen, Path(folder), given).model
+    with tempfile.TemporaryDirectory(prefix="fffconvert-") as temporary:
+        return run_stages(trainee, chosen, Path(temporary), given).model
