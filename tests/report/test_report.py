@@ -111,7 +111,7 @@ def test_figures_are_those_of_the_documents(html: str):
 def test_says_plainly_where_a_control_is_not_beaten(html: str, folder: Path):
     text = " ".join(" ".join(check(html).text).split())
     assert "is not beaten on cola (0.300 against 0.360): the trees bought nothing there" in text
-    assert "same active width” cannot be told from it on rte (0.610 against 0.620)" in text
+    assert "same active width” and the conversion cannot be told apart on rte (0.610 against 0.620)" in text
     assert "blocks deleted” is beaten on sts-b (0.790 against 0.740)" in text
     assert "first 100 only" in text
 
