@@ -105,13 +105,16 @@ class Scales(NamedTuple):
     leaf_out_weight: Tensor | None = None
 
 
-def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    x: Tensor, weights: Weights, activation: str, leaf: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Send each token down one path of each tree.
 
     Args:
         x: [tokens, d_in]
         weights: The trees.
         activation: A key of `ACTIVATIONS`.
+        leaf: [tokens, T], to send each token to these leaves, whatever its logits say.
 
     Returns:
         y: [tokens, d_out] in the dtype of `x`.
@@ -130,7 +133,7 @@ def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tenso
         nodes = _level(k)
         s = _dot_rows(weights.in_weight, nodes, path, x) + weights.in_bias[:, nodes][tree, path]
         logits[:, :, k] = s
-        below = 2 * path + (s > 0)
+        below = 2 * path + (s > 0) if leaf is None else leaf >> (levels - 1 - k)
         row = below if branches == 2 else path
         _add_rows(y, weights.out_weight, _level(k, branches), row, act.fn(s))
         path = below
