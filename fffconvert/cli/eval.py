@@ -39,6 +39,9 @@ def evaluate(
         int | None, typer.Option(min=2, help="Examples of each task at most, for a quick look.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of tasks that train; the median counts.")] = 1,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Passes of tasks that train over their training rows.")
+    ] = 5,
     cache: Annotated[
         Path | None,
         typer.Option(help="Folder of kept results; a stopped evaluation goes on from there."),
@@ -74,6 +77,7 @@ def evaluate(
             texts=text or (),
             limit=limit,
             seeds=seeds,
+            epochs=epochs,
             cache=cache,
             output=destination,
             revision=revision,

@@ -12,6 +12,88 @@ def results(document: Mapping[str, Any]) -> Iterator[Table | str]:
     """All parts of the results of `eval`."""
     if document.get("tasks"):
         yield from tasks(document["tasks"])
+    for name, show in (("robustness", robustness), ("ablation", ablation), ("routing", routing)):
+        if name in document:
+            yield from show(document[name])
+            if document[name]["limit"] is not None:
+                yield f"a quick look at {document[name]['limit']} examples: not a result to report"
+
+
+def robustness(document: Mapping[str, Any]) -> Iterator[Table | str]:
+    """Quality and routing on shifted inputs."""
+    heads = (
+        "input",
+        "kind",
+        "metric",
+        "value",
+        "95 % interval",
+        "n",
+        "teacher",
+        "retained",
+        "routing overlap",
+        "neurons used",
+    )
+    found = _table(f"robustness ({document['task']})", heads, left=("input", "kind", "metric"))
+    for row in document["rows"]:
+        found.add_row(
+            row["name"],
+            row["kind"],
+            row["metric"] or "",
+            number(row["value"]),
+            interval(row["ci95"]),
+            "" if row["n"] is None else f"{row['n']:,}",
+            number(row["teacher"]),
+            share(row["retained"], None),
+            share(row["routing_overlap"], None),
+            share(row["neurons_used"], None),
+        )
+    yield found
+
+
+def ablation(document: Mapping[str, Any]) -> Iterator[Table | str]:
+    """What other routes cost."""
+    found = _table(
+        f"ablation of the routing ({document['task']})",
+        ("routes", "metric", "value", "95 % interval", "n", "cost"),
+        left=("routes", "metric"),
+    )
+    for row in document["rows"]:
+        found.add_row(
+            row["name"],
+            row["metric"],
+            number(row["value"]),
+            interval(row["ci95"]),
+            f"{row['n']:,}",
+            number(row["cost"]),
+        )
+    yield found
+
+
+def routing(document: Mapping[str, Any]) -> Iterator[Table | str]:
+    """How nodes and leaves are used, and by which words."""
+    found = _table(
+        f"routing of {document['tokens']:,} tokens of {document['source']}",
+        ("layer", "tree", "entropy", "dead nodes", "nodes visited by level"),
+        left=("layer", "nodes visited by level"),
+    )
+    for row in document["layers"]:
+        levels = " ".join(f"{level['visited']}/{level['nodes']}" for level in row["levels"])
+        found.add_row(
+            row["name"], str(row["tree"]), f"{row['entropy']:.2f}", f"{row['dead_share']:.1%}", levels
+        )
+    yield found
+    leaves = _table(
+        "words of the most visited leaves", ("layer", "leaf", "share", "words"), ("layer", "words")
+    )
+    for row in document["leaves"]:
+        words = " ".join(word for word, _ in row["tokens"])
+        leaves.add_row(row["layer"], str(row["leaf"]), f"{row['share']:.1%}", words)
+    yield leaves
+    for name, row in (document["agreement"] or {}).items():
+        yield (
+            f"paths of {name}: {row['same_leaf']:.1%} of the tokens reach the same leaf, "
+            f"{row['same_decisions']:.1%} of the decisions are the same from the root on"
+        )
 
 
 def tasks(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Table | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -38,14 +39,42 @@ def measure(
     """
     beside = teacher.key if task.beside_teacher and teacher is not None else None
 
-    def run() -> dict[str, Any]:
-        started = time.monotonic()
-        units, facts = task.measure(subject, teacher, data, options)
-        if not np.isfinite(units).all():
-            raise FFFError(f"task {task.name}: {subject.name} gives values that are not finite")
-        return {"units": units.tolist(), "facts": facts, "seconds": round(time.monotonic() - started, 1)}
+    def run(seed: int) -> dict[str, Any]:
+        return measure_as(task, data, subject, dataclasses.replace(options, seed=seed), teacher)
 
-    return store.once(digest(key, subject.key, beside), run)
+    if not task.seeded:
+        return store.once(digest(key, subject.key, beside), lambda: run(0))
+    parts = [
+        store.once(digest(key, subject.key, options.epochs, seed), lambda seed=seed: run(seed))  # type: ignore[misc]
+        for seed in range(options.seeds)
+    ]
+    # The truth stands in the first column, the answers of each seed in one of the others.
+    answers = [
+        unit + [more["units"][index][1] for more in parts[1:]] for index, unit in enumerate(parts[0]["units"])
+    ]
+    return {**parts[0], "units": answers, "seconds": round(sum(part["seconds"] for part in parts), 1)}
+
+
+def measure_as(
+    task: Task, data: Any, subject: Subject, options: Options, teacher: Subject | None = None
+) -> dict[str, Any]:
+    """What a model does on a task as it is now: `units`, `facts`, `seconds`.
+
+    Raises:
+        FFFError: It gives values that are not finite.
+    """
+    started = time.monotonic()
+    units, facts = task.measure(subject, teacher, data, options)
+    if not np.isfinite(units).all():
+        raise FFFError(f"task {task.name}: {subject.name} gives values that are not finite")
+    return {"units": units.tolist(), "facts": facts, "seconds": round(time.monotonic() - started, 1)}
+
+
+def figure(metric: Metric, result: Mapping[str, Any]) -> dict[str, Any]:
+    """A metric of what was measured: `metric`, `value`, `ci95`, `n`."""
+    units = np.array(result["units"], dtype=np.float64)
+    value, ends = _number(metric.compute(units)), _interval(metric, [units])
+    return {"metric": metric.name, "value": value, "ci95": ends, "n": len(units)}
 
 
 def row(
@@ -83,6 +112,9 @@ def row(
         "seconds": results["model"]["seconds"],
         **results["model"]["facts"],
     }
+    if task.seeded:
+        columns = range(1, own.shape[1])
+        document["seeds"] = [_number(metric.compute(own[:, [0, column]])) for column in columns]
     others = task.metrics[1:]
     if others:
         document["others"] = {

@@ -60,10 +60,7 @@ def read_table(table: Table, data_dir: Path | None, limit: int | None = None) ->
         rows, place = _from_hub(table)
     else:
         path = find_file(data_dir, table.files)
-        rows, place = parse_lines(read_utf8(path, "task file"), path), path.name
-        for name in table.files:
-            if path.as_posix().endswith((f"{name}.jsonl", f"{name}.jsonl.gz")):
-                place = name
+        rows, place = parse_lines(read_utf8(path, "task file"), path), path.relative_to(data_dir).as_posix()
     checked = tuple(
         islice(
             (
@@ -169,8 +166,8 @@ def _from_hub(table: Table) -> tuple[list[Row], str]:
     return rows, f"{name}/{config}/{split}".replace("//", "/")
 
 
-def read_text(paths: Sequence[Path]) -> tuple[str, ...]:
-    """The documents of text files: a whole `.txt` file, or the column `text` of each row of a `.jsonl` file.
+def read_text(paths: Sequence[Path], column: str = "text") -> tuple[str, ...]:
+    """The documents of text files: a whole `.txt` file, or a column of each row of a `.jsonl` file.
 
     Raises:
         FFFError: A file is missing, empty, not UTF-8, or lacks the column.
@@ -183,9 +180,9 @@ def read_text(paths: Sequence[Path]) -> tuple[str, ...]:
         kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
         found = [text]
         if kind == ".jsonl":
-            table = Table((), None, ("text",))
+            table = Table((), None, (column,))
             rows = enumerate(parse_lines(text, path), 1)
-            found = [_checked(table, row, f"{path}, row {number}")["text"] for number, row in rows]
+            found = [_checked(table, row, f"{path}, row {number}")[column] for number, row in rows]
         if not any(document.strip() for document in found):
             raise FFFError(f"text file {path} is empty; expected text")
         documents += found

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers.models.auto import modeling_auto
 
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.batches import equal_lengths, longest
+from fffconvert.evaluate.batches import equal_lengths
 from fffconvert.evaluate.metrics import Units
 from fffconvert.fit.calibrate import Batch, sequences_of
 from fffconvert.locate.capture import evaluation
@@ -175,11 +175,6 @@ def causal_loss(
             loss = nn.functional.cross_entropy(logits, window[0, -scored:], reduction="none")
             found.append((float(loss.double().sum()), float(scored)))
     return np.array(found), end
-
-
-def causal_length(model: nn.Module, tokenizer: Any) -> int:
-    """Tokens of a window for this model."""
-    return longest(model, tokenizer, LENGTH)
 
 
 def logits_of(model: nn.Module, ids: Tensor, **options: Any) -> Tensor:

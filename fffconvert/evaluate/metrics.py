@@ -49,7 +49,7 @@ def bootstrap(compute: Callable[[Units], float], units: Units, *, resamples: int
         resamples: How many times to draw.
 
     Returns:
-        Lower and upper end; both NaN if there are fewer than two units.
+        Lower and upper end; both NaN if there are fewer than two units, or it is undefined on all draws.
     """
     if len(units) < 2:
         return math.nan, math.nan
@@ -63,6 +63,8 @@ def bootstrap(compute: Callable[[Units], float], units: Units, *, resamples: int
             method="percentile",
             random_state=np.random.default_rng(0),
         ).bootstrap_distribution
+        if np.isnan(drawn).all():
+            return math.nan, math.nan
         low, high = np.nanpercentile(drawn, LEVEL)
     return float(low), float(high)
 
@@ -100,6 +102,8 @@ def _f1(truth: Units, found: Units) -> float:
 def _matthews(truth: Units, found: Units) -> float:
     from sklearn.metrics import matthews_corrcoef
 
+    if np.ptp(truth) == 0 and np.ptp(found) == 0:  # as scikit-learn has it, without its warning
+        return 0.0
     return float(matthews_corrcoef(truth, found))
 
 

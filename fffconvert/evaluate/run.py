@@ -16,8 +16,12 @@ from torch import nn
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError
+from fffconvert.evaluate.ablation import ablation
 from fffconvert.evaluate.compare import measure, row
 from fffconvert.evaluate.data import NotThere
+from fffconvert.evaluate.glue import EPOCHS
+from fffconvert.evaluate.robustness import robustness
+from fffconvert.evaluate.routing import routing
 from fffconvert.evaluate.store import FORM, Store, default_folder, digest
 from fffconvert.evaluate.subject import Subject, check_comparable
 from fffconvert.evaluate.tasks import TASKS, Options, resolve_tasks
@@ -25,6 +29,8 @@ from fffconvert.hub.output import RECIPE
 from fffconvert.runtime.backends import cpu
 
 RESULTS = "eval.json"
+SECTIONS = ("robustness", "ablation", "routing")
+"""What is measured of routing, each a part of the results of its own."""
 RESERVED = ("model", "teacher", "value", "ci95", "n", "limit", "metric", "retained", "recovered", "seconds")
 
 
@@ -39,6 +45,7 @@ def evaluate(
     texts: Sequence[str | Path] = (),
     limit: int | None = None,
     seeds: int = 1,
+    epochs: int = EPOCHS,
     cache: str | Path | None = None,
     output: str | Path | None = None,
     revision: str | None = None,
@@ -51,7 +58,8 @@ def evaluate(
 
     Args:
         model: A name (hub id, folder, GGUF file, `pkg:DIST[/PATH]`) or a model in memory.
-        tasks: Names, see `fffconvert.evaluate.TASKS`; "sts", "probe" and "glue" stand for several.
+        tasks: Names, see `fffconvert.evaluate.TASKS`; "sts", "probe" and "glue" stand for several. Further
+            "robustness", "ablation" and "routing".
         teacher: The model before conversion.
         controls: Models to hold it against, by name: "deleted", "dense", "random-routing" or others.
         tokenizer: Of models in memory.
@@ -59,26 +67,30 @@ def evaluate(
         texts: `.txt` or `.jsonl` files (also `.gz`) of the language model tasks; WikiText-2 test by default.
         limit: Examples of each task at most, for a quick look; the results say so.
         seeds: Runs of tasks that train; the median counts.
+        epochs: Passes over the training rows of those tasks.
         cache: Folder of kept results; `~/.cache/fffconvert/evaluations` by default.
         output: File to write the results to, besides `eval.json` in the folder of a converted model.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the code that a repository brings along.
 
     Returns:
-        The results: `model`, `teacher`, `tasks` by name, `environment`.
+        The results: `model`, `teacher`, `tasks` by name, `robustness`, `ablation`, `routing` where asked for,
+        and `environment`.
 
     Raises:
         FFFError: A task is unknown, its data is missing or malformed, a model cannot be read, or the teacher
             or a control has another tokenizer or width.
     """
-    names = resolve_tasks(tasks, list(TASKS))
-    options = Options(_path(data_dir), tuple(map(Path, texts)), limit, seeds)
-    for what, value, low in (("limit", limit, 2), ("seeds", seeds, 1)):
+    named = resolve_tasks(tasks, [*TASKS, *SECTIONS])
+    names = {name: wanted for name, wanted in named.items() if name in TASKS}
+    sections = [name for name in named if name in SECTIONS]
+    options = Options(_path(data_dir), tuple(map(Path, texts)), limit, seeds, epochs)
+    for what, value, low in (("limit", limit, 2), ("seeds", seeds, 1), ("epochs", epochs, 1)):
         if value is not None and value < low:
             raise FFFError(f"{what} is {value}; expected at least {low}")
     subjects = _subjects(model, teacher, controls or {}, tokenizer, revision, trust_remote_code)
     first, beside = subjects[0], next((s for s in subjects if s.role == "teacher"), None)
-    data = _read(names, options)
+    data = _read(names, options) if names else {}
     for name in data:
         if TASKS[name].beside_teacher and beside is None:
             raise FFFError(f"task {name} compares with a teacher; give one with --teacher")
@@ -88,21 +100,32 @@ def evaluate(
     results: dict[str, dict[str, Any]] = {name: {} for name in data}
     for subject in subjects:
         for name, (rows, _) in data.items():
-            task, key = TASKS[name], digest(FORM, name, rows, seeds, limit)
+            task, key = TASKS[name], digest(FORM, name, rows, limit)
             if task.beside_teacher and subject is beside:
                 continue
             results[name][subject.role] = measure(task, rows, key, subject, beside, options, store)
         if subject not in (first, beside):
             subject.release()
-    document = {
+    document: dict[str, Any] = {
         "model": first.name,
         "teacher": None if beside is None else beside.name,
         "tasks": {name: row(TASKS[name], data[name][1], found, limit) for name, found in results.items()},
-        "environment": environment(),
     }
+    for name in sections:
+        document[name] = _section(name, subjects, beside, options, store)
+    document["environment"] = environment()
     for path in _destinations(model, output):
         write_results(path, document)
     return document
+
+
+def _section(
+    name: str, subjects: Sequence[Subject], teacher: Subject | None, options: Options, store: Store
+) -> dict[str, Any]:
+    model, *others = subjects
+    if name == "robustness":
+        return robustness(model, teacher, options, store)
+    return ablation(model, options, store) if name == "ablation" else routing(model, others, options, store)
 
 
 def _read(names: Mapping[str, bool], options: Options) -> dict[str, tuple[Any, str]]:

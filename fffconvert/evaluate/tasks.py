@@ -13,6 +13,7 @@ from fffconvert.errors import FFFError
 from fffconvert.evaluate import agreement, language, sentence
 from fffconvert.evaluate.batches import longest
 from fffconvert.evaluate.data import Table, find_file, read_table, read_text
+from fffconvert.evaluate.glue import EPOCHS, GLUE, Glue, fine_tune
 from fffconvert.evaluate.metrics import ACCURACY, PEARSON, SPEARMAN, Metric, Units, perplexity, ratio
 from fffconvert.evaluate.subject import Subject
 
@@ -20,6 +21,8 @@ WIKITEXT = ("text/wikitext2/wiki.test.raw",)
 PSEUDO_SEQUENCES, PSEUDO_LENGTH = 100, 64
 """Sequences of pseudo-perplexity unless limited, and their tokens at most: each costs its square."""
 
+TRAIN_FACTOR = 4
+"""Under a limit there are so many times as many rows to train on as to test on."""
 AGREEMENT_LENGTH = 128
 """Tokens of a text at most that a model and its teacher are compared on."""
 
@@ -33,12 +36,16 @@ class Options:
         texts: Text files of the language model tasks; WikiText-2 test if there are none.
         limit: Examples of each task at most (pairs, queries, lines, windows); None for all.
         seeds: Runs of tasks that train, of which the median counts.
+        epochs: Passes over the training rows of those tasks.
+        seed: Of one such run.
     """
 
     data_dir: Path | None = None
     texts: tuple[Path, ...] = ()
     limit: int | None = None
     seeds: int = 1
+    epochs: int = EPOCHS
+    seed: int = 0
 
 
 class Sample(NamedTuple):
@@ -58,6 +65,7 @@ class Task:
         read: Gives the data and where it came from.
         measure: Runs a model on the data; the second is the teacher, where `beside_teacher` asks for it.
         beside_teacher: The task compares with the teacher, and needs one.
+        seeded: The task trains, so that it depends on a seed.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Task:
     read: Callable[[Options], tuple[Any, str]]
     measure: Callable[[Subject, Subject | None, Any, Options], Sample]
     beside_teacher: bool = False
+    seeded: bool = False
 
 
 def _similarity(name: str, table: Table) -> Task:
@@ -138,7 +147,7 @@ def _probe(name: str, train: Table, test: Table | int | None) -> Task:
             rows, source = read_table(train, options.data_dir)
             parts = sentence.split(rows) if test is None else (rows[:test], rows[test:])
             learnt, asked = tuple(parts[0]), tuple(parts[1])[:limit]
-        return (learnt if limit is None else learnt[: 4 * limit], asked), source
+        return (learnt if limit is None else learnt[: TRAIN_FACTOR * limit], asked), source
 
     return Task(
         name,
@@ -164,6 +173,23 @@ PROBES: dict[str, tuple[Table, Table | int | None]] = {
         _classes("20newsgroups/test.subset", None, 20),
     ),
 }
+
+
+def _glue(name: str, task: Glue) -> Task:
+    def read(options: Options) -> tuple[Any, str]:
+        dev, source = read_table(task.dev, options.data_dir, options.limit)
+        most = None if options.limit is None else TRAIN_FACTOR * options.limit
+        train, _ = read_table(task.train, options.data_dir, most)
+        return (train, dev), source
+
+    def run(subject: Subject, _: Subject | None, data: Any, options: Options) -> Sample:
+        train, dev = data
+        units = fine_tune(
+            subject.model, subject.tokenizer, task, train, dev, epochs=options.epochs, seed=options.seed
+        )
+        return Sample(units, {"train_rows": len(train), "epochs": options.epochs})
+
+    return Task(name, task.metrics, read, run, seeded=True)
 
 
 def read_documents(options: Options) -> tuple[tuple[str, ...], str]:
@@ -211,14 +237,21 @@ def masked_input(
     return tokenizer.mask_token_id, list(tokenizer.all_special_ids), sequences
 
 
-def _causal(subject: Subject, _: Subject | None, documents: Sequence[str], options: Options) -> Sample:
+def causal(
+    subject: Subject,
+    _: Subject | None,
+    documents: Sequence[str],
+    options: Options,
+    length: int = language.LENGTH,
+) -> Sample:
+    """Perplexity of documents on windows of a number of tokens, or as many as the model takes."""
     language.require_head(subject.model, "causal", "perplexity")
     text, tokenizer = "\n\n".join(documents), subject.tokenizer
     encoded = tokenizer(text, verbose=False, return_offsets_mapping=tokenizer.is_fast)
     ids = encoded["input_ids"]
     if len(ids) < 2:
         raise FFFError(f"the text holds {len(ids)} tokens; expected at least two: give a file with text")
-    length = language.causal_length(subject.model, tokenizer)
+    length = longest(subject.model, tokenizer, length)
     stride = length // 2
     units, end = language.causal_loss(subject.model, ids, length=length, stride=stride, limit=options.limit)
     if tokenizer.is_fast:  # special tokens stand for no text
@@ -260,6 +293,7 @@ _TASKS = [
     *(_similarity(name, table) for name, table in SIMILARITY.items()),
     Task("retrieval", (Metric("ndcg@10", lambda units: float(units.mean())),), _read_cranfield, _retrieve),
     *(_probe(name, *tables) for name, tables in PROBES.items()),
+    *(_glue(name, task) for name, task in GLUE.items()),
     Task(
         "mlm",
         (Metric("loss", ratio(0, 2), higher_is_better=False), Metric("accuracy", ratio(1, 2))),
@@ -276,7 +310,7 @@ _TASKS = [
         "perplexity",
         (Metric("perplexity", perplexity(0, 1), higher_is_better=False),),
         read_documents,
-        _causal,
+        causal,
     ),
     Task(
         "agreement",
@@ -297,7 +331,7 @@ _TASKS = [
     ),
 ]
 TASKS = {task.name: task for task in _TASKS}
-GROUPS = {"sts": tuple(SIMILARITY), "probe": tuple(PROBES)}
+GROUPS = {"sts": tuple(SIMILARITY), "probe": tuple(PROBES), "glue": tuple(GLUE)}
 """Names that stand for several tasks: for those of them whose data is there."""
 
 

@@ -98,7 +98,7 @@ class RobustnessRow:
 
     name: str
     kind: str
-    metric: str
+    metric: str | None
     value: float | None
     teacher: float | None = None
     retained: float | None = None

@@ -29,7 +29,7 @@ def write(folder: Path, content: str | bytes, name: str = "glue/x/dev.jsonl") ->
 def test_rows_hold_the_asked_columns(tmp_path: Path):
     rows, place = read_table(TABLE, write(tmp_path, GOOD * 3 + "\n"))
     assert rows == ({"a": "text", "label": 1},) * 3
-    assert place == "glue/x/dev"
+    assert place == "glue/x/dev.jsonl"
     assert len(read_table(TABLE, tmp_path, 2)[0]) == 2
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fffconvert.report.documents import AblationRow, Conversion, RobustnessRow
 from fffconvert.report.drawing import BLUE, FAINT, INK, MARKERS, SERIES, canvas, svg
 from fffconvert.report.page import (
+    NOTHING,
     Figure,
     Heading,
     Part,
@@ -98,7 +99,7 @@ def _robustness_table(rows: Sequence[RobustnessRow]) -> Table:
             (
                 row.name,
                 row.kind,
-                row.metric,
+                row.metric or NOTHING,
                 number(row.value),
                 number(row.teacher),
                 percent(row.retained),
