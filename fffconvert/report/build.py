@@ -13,7 +13,7 @@ from fffconvert.figures import figure_class
 from fffconvert.hub.card import update_card
 from fffconvert.report.documents import METRICS, Conversion, read_conversion
 from fffconvert.report.page import Finding, Page, Table, number, percent
-from fffconvert.report.render import GENERATOR, to_html, to_markdown
+from fffconvert.report.render import GENERATOR, environment, to_html, to_markdown
 from fffconvert.report.sections import about, converted, quality, routing, shifted, speed, sweep, training
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -63,7 +63,7 @@ def report(folders: Sequence[str | Path], output: str | Path | None = None) -> R
         raise FFFError("no folder was given; expected one that fffconvert convert, eval or sweep wrote")
     if output is None and len(folders) > 1:
         raise FFFError(f"{len(folders)} folders are reported on; say where to write the page with -o")
-    figure_class("report", "report")
+    check_tools()
     paths = [Path(folder).expanduser() for folder in folders]
     page = build([read_conversion(path, label) for path, label in zip(paths, _labels(paths), strict=True)])
     target = Path(output).expanduser() if output is not None else paths[0]
@@ -72,6 +72,16 @@ def report(folders: Sequence[str | Path], output: str | Path | None = None) -> R
         if (path / METRICS).is_file():
             update_card(path)
     return Report(target / HTML, target / MARKDOWN, page)
+
+
+def check_tools() -> None:
+    """Ask early whether what draws and renders is there.
+
+    Raises:
+        FFFError: matplotlib or jinja2 is not installed.
+    """
+    figure_class("report", "report")
+    environment()
 
 
 def build(conversions: Sequence[Conversion]) -> Page:

@@ -32,12 +32,17 @@ def to_markdown(page: Page) -> str:
 
 
 def _render(template: str, page: Page) -> str:
-    text: str = _environment().get_template(template).render(page=page, generator=GENERATOR)
+    text: str = environment().get_template(template).render(page=page, generator=GENERATOR)
     return text.rstrip("\n") + "\n"
 
 
 @cache
-def _environment() -> Any:
+def environment() -> Any:
+    """jinja2 with the templates of this package; HTML is escaped.
+
+    Raises:
+        FFFError: jinja2 is not installed.
+    """
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:

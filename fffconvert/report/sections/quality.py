@@ -86,7 +86,9 @@ def _judged(control: str, groups: dict[bool | None, list[str]]) -> list[Finding]
         end = "the trees bought nothing there" if control == "dense" else "nothing was kept there"
         found.append(Finding("bad", f"{called} is not beaten on {', '.join(groups[False])}: {end}."))
     if groups[None]:
-        found.append(Finding("open", f"{called} and the conversion cannot be told apart on {', '.join(groups[None])}."))
+        found.append(
+            Finding("open", f"{called} and the conversion cannot be told apart on {', '.join(groups[None])}.")
+        )
     if groups[True]:
         found.append(Finding("good", f"{called} is beaten on {', '.join(groups[True])}."))
     return found
