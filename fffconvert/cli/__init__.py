@@ -15,6 +15,7 @@ from fffconvert.cli import (  # noqa: F401
     fit_report,
     plan,
     report,
+    sweep,
 )
 from fffconvert.cli.commands import app
 

@@ -142,6 +142,33 @@ def _verdicts(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"{name}: no better than dense blocks of the same width: the trees bought nothing here"
 
 
+def sweep(document: Mapping[str, Any]) -> Iterator[Table | str]:
+    """The points of a sweep; a star marks those that none beats."""
+    rows = document["rows"]
+    names = list(rows[0]["tasks"])
+    heads = [head for name in names for head in (f"{name} {rows[0]['tasks'][name]['metric']}", "retained")]
+    columns = ("", "trees", "leaf", "trunk", "MACs left", "parameters", *heads)
+    found = _table(f"sweep of {document['model']}", columns, left=("",))
+    for index, row in enumerate(rows):
+        figures = []
+        for name in names:
+            task = row["tasks"][name]
+            figures += [f"{number(task['value'])} ({interval(task['ci95'])})", share(task["retained"], None)]
+        found.add_row(
+            "*" if index in document["pareto"] else "",
+            f"{row['trees']}x{row['depth']}",
+            str(row["leaf_width"]),
+            str(row["trunk"]),
+            f"{row['active_fraction']:.1%}",
+            f"{row['parameters_ratio']:.2f}x",
+            *figures,
+        )
+    yield found
+    limit = document["settings"]["limit"]
+    if limit is not None:
+        yield f"a quick look at {limit} examples of a task: not a result to report"
+
+
 def number(value: float | None) -> str:
     """A figure, or nothing."""
     if value is None:

@@ -84,7 +84,7 @@ def ablation(subject: Subject, options: Options, store: Store) -> dict[str, Any]
     sign = -1 if task.metrics[0].higher_is_better else 1
     for row in rows:
         known = row["value"] is not None and rows[0]["value"] is not None
-        row["cost"] = sign * (row["value"] - rows[0]["value"]) if known else None
+        row["cost"] = sign * (row["value"] - rows[0]["value"]) + 0.0 if known else None
     return {"task": task.name, "source": source, "limit": options.limit, "rows": rows}
 
 

@@ -78,15 +78,14 @@ def over_seeds(metric: Callable[[Units, Units], float]) -> Callable[[Units], flo
 
 
 def _spearman(truth: Units, found: Units) -> float:
-    if np.ptp(truth) == 0 or np.ptp(found) == 0:
-        return math.nan
-    return float(stats.spearmanr(truth, found).statistic)
+    # scipy's spearmanr takes ten times as long, a thousand times for each interval.
+    return _pearson(stats.rankdata(truth), stats.rankdata(found))
 
 
 def _pearson(truth: Units, found: Units) -> float:
-    if np.ptp(truth) == 0 or np.ptp(found) == 0:
-        return math.nan
-    return float(stats.pearsonr(truth, found).statistic)
+    one, other = truth - truth.mean(), found - found.mean()
+    norm = math.sqrt(float(one @ one) * float(other @ other))
+    return float(one @ other) / norm if norm else math.nan
 
 
 def _accuracy(truth: Units, found: Units) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.subject import Subject
 from fffconvert.runtime import ACTIVATIONS, cmm, reference
+from fffconvert.surgery import FirstProjection
 from fffconvert.tree import FFFLayer
 
 TOKENS = 8192
@@ -23,8 +24,14 @@ Compute = Callable[[FFFLayer, Tensor, Tensor], Tensor]
 
 
 def layers_of(model: nn.Module) -> dict[str, FFFLayer]:
-    """The FFF layers of a model, by the names of their modules."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, FFFLayer)}
+    """The FFF layers of a model, by the names of the blocks that they replaced."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, FFFLayer):
+            above, _, last = name.rpartition(".")
+            inside = last == "layer" and isinstance(model.get_submodule(above), FirstProjection)
+            found[above if inside else name] = module
+    return found
 
 
 def require_layers(subject: Subject, task: str) -> dict[str, FFFLayer]:

@@ -203,12 +203,22 @@ def write_results(path: Path, document: Mapping[str, Any]) -> None:
             if not isinstance(earlier.get("tasks", {}), dict):
                 raise ValueError("no results")
         merged = {**earlier, **document, "tasks": {**earlier.get("tasks", {}), **document.get("tasks", {})}}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
     except (AttributeError, ValueError) as error:
         raise FFFError(f"{path} is no file of results; choose another -o") from error
+    write_whole(path, merged)
+
+
+def write_whole(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as JSON, whole or not at all.
+
+    Raises:
+        FFFError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
     except OSError as error:
         raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error
 
