@@ -41,13 +41,14 @@ def relative_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         teacher: The same.
         mask: [sequences, tokens], 1 where it counts.
     """
-    student, teacher = student[mask].float(), teacher[mask].float()
-    size = (teacher - teacher.mean(1, keepdim=True)).square().sum(1) + SMALL
-    logs = torch.stack([size.log().sum(), size.new_tensor(len(size))])
+    student, teacher = student.float(), teacher.float()
+    size = teacher.var(-1, correction=0) * teacher.shape[-1] + SMALL
+    logs = torch.stack([(size.log() * mask).sum(), mask.sum()])
     if _distributed():
         dist.all_reduce(logs)
     typical = (logs[0] / logs[1].clamp(min=1)).exp()
-    return ((student - teacher).square().sum(1) * 2 / (size + typical)).sum()
+    weight = mask * 2 / (size + typical)
+    return ((student - teacher).square().sum(-1) * weight).sum()
 
 
 def attention_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

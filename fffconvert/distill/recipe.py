@@ -240,7 +240,7 @@ class Stage:
     batch_size: int = 32
     accumulation: int = 1
     learning_rate: float = 1e-4
-    tree_learning_rate: float = 0.01
+    tree_learning_rate: float = 0.001
     weight_decay: float = 0.0
     betas: tuple[float, ...] = (0.9, 0.98)
     clip: float = 1.0

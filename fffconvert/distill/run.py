@@ -131,6 +131,7 @@ def _run_stage(
     teacher = None
     if needs_teacher(stage) and trainee.teacher is not None:
         teacher = LiveTeacher(trainee.teacher, taps_of(trainee.teacher, trainee.places))
+    _choose_attention(student, teacher, stage, recipe)
     distiller = Distiller(student, teacher, stage, trainee.places, causal=is_causal(student))
     if isinstance(train, Dataset):
         train = Draws(train, arguments.max_steps * _step_size(arguments))
@@ -247,6 +248,17 @@ def _arguments(
         data_seed=recipe.seed,
         ddp_find_unused_parameters=False,
     )
+
+
+def _choose_attention(
+    student: PreTrainedModel, teacher: LiveTeacher | None, stage: Stage, recipe: Recipe
+) -> None:
+    """Plain attention where its maps are compared, and where torch's fused backward is the slower one."""
+    slow_backward = recipe.precision is Precision.BFLOAT16 and not torch.accelerator.is_available()
+    if stage.objectives.attention or slow_backward:
+        student.set_attn_implementation("eager")
+    if stage.objectives.attention and teacher is not None:
+        teacher.model.set_attn_implementation("eager")
 
 
 def _step_size(arguments: TrainingArguments) -> int:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from fffconvert.distill.data import Draws, LengthBuckets
 from fffconvert.distill.distiller import Distiller
@@ -59,7 +59,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._sums: dict[str, Tensor] = {}
         self._passes = 0
         self._clock = (time.monotonic(), 0)
-        self.remove_callback(ProgressCallback)
+        for unwanted in (PrinterCallback, ProgressCallback):
+            self.remove_callback(unwanted)
         if not self.args.disable_tqdm:
             self.add_callback(_Bar())
 
