@@ -50,7 +50,9 @@ def report(
     ] = None,
     train_tokens: Annotated[
         int | None,
-        typer.Option(min=0, help=f"With --full: tokens to train on, 0 for none; {TRAIN_TOKENS:,} by default."),
+        typer.Option(
+            min=0, help=f"With --full: tokens to train on, 0 for none; {TRAIN_TOKENS:,} by default."
+        ),
     ] = None,
     limit: Annotated[
         int | None,

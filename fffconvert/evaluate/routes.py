@@ -117,7 +117,7 @@ def _forward(layer: FFFLayer, compute: Compute, x: Tensor) -> Tensor:
 
 def along(layer: FFFLayer, tokens: Tensor, leaf: Tensor) -> Tensor:
     """The trees' outputs where each token goes to a given leaf."""
-    return reference.forward(tokens, layer.weights, layer.spec.activation, leaf)[0]
+    return reference.forward(tokens, layer.weights, layer.spec.activation, leaf=leaf)[0]
 
 
 def every_node(layer: FFFLayer, tokens: Tensor, leaf: Tensor) -> Tensor:

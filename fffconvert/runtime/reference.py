@@ -113,6 +113,7 @@ def forward(
     x: Tensor,
     weights: Weights,
     activation: str,
+    *,
     turned: Tensor | None = None,
     leaf: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
