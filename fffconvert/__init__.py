@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from fffconvert.distill import distill
     from fffconvert.errors import FFFError
     from fffconvert.estimate import estimate
+    from fffconvert.evaluate import evaluate
     from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
     from fffconvert.plan import FFFSpec
+    from fffconvert.report import report
     from fffconvert.surgery import replace
     from fffconvert.tree import FFFLayer
 
@@ -35,9 +37,11 @@ __all__ = [
     "deploy",
     "distill",
     "estimate",
+    "evaluate",
     "load",
     "locate",
     "replace",
+    "report",
     "restore",
 ]
 
@@ -50,9 +54,11 @@ _HOMES = {
     "deploy": "fffconvert.deploy",
     "distill": "fffconvert.distill",
     "estimate": "fffconvert.estimate",
+    "evaluate": "fffconvert.evaluate",
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
     "replace": "fffconvert.surgery",
+    "report": "fffconvert.report",
     "restore": "fffconvert.convert",
 }
 

@@ -7,8 +7,12 @@ from typing import Any
 from fffconvert.errors import FFFError
 
 
-def figure_class() -> Any:
+def figure_class(needed_by: str = "--plot", extra: str = "plots") -> Any:
     """Matplotlib's `Figure`, which draws without a screen; also a way to ask early whether it is there.
+
+    Args:
+        needed_by: What asks for it.
+        extra: The extra of this package that brings it.
 
     Raises:
         FFFError: matplotlib is not installed.
@@ -16,5 +20,5 @@ def figure_class() -> Any:
     try:
         from matplotlib import figure
     except ImportError:
-        raise FFFError("--plot needs matplotlib; pip install 'fffconvert[plots]'") from None
+        raise FFFError(f"{needed_by} needs matplotlib; pip install 'fffconvert[{extra}]'") from None
     return figure.Figure

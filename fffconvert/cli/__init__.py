@@ -6,7 +6,17 @@ Neither torch nor transformers is imported before a command runs, so that `--hel
 from __future__ import annotations
 
 # Each registers its command.
-from fffconvert.cli import bench, deploy, distill, estimate, fit_report, plan  # noqa: F401
+from fffconvert.cli import (  # noqa: F401
+    bench,
+    deploy,
+    distill,
+    estimate,
+    eval,
+    fit_report,
+    plan,
+    report,
+    sweep,
+)
 from fffconvert.cli.commands import app
 
 __all__ = ["app", "main"]

@@ -88,7 +88,7 @@ def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: i
     for document in documents:
         if taken >= tokens:
             break
-        for ids in _sequences(document, tokenizer, length):
+        for ids in sequences_of(document, tokenizer, length):
             by_length.setdefault(len(ids), []).append(ids)
             taken += len(ids)
             if taken >= tokens:
@@ -116,7 +116,8 @@ def _parts(text: str) -> list[str]:
     return [*parts, text]
 
 
-def _sequences(document: str, tokenizer: Any, length: int) -> list[list[int]]:
+def sequences_of(document: str, tokenizer: Any, length: int) -> list[list[int]]:
+    """A text's tokens in pieces of at most `length`, each between the tokenizer's special tokens."""
     special = tokenizer.num_special_tokens_to_add()
     plain = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
     pieces = [plain[start : start + length - special] for start in range(0, len(plain), length - special)]

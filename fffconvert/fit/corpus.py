@@ -149,14 +149,28 @@ def _read_file(path: Path) -> list[str]:
         raise FFFError(
             f"calibration file {path} is of another kind; expected .txt or .jsonl, or either as .gz"
         )
+    text = read_utf8(path, "calibration file")
+    return list(_paragraphs(text)) if kind == ".txt" else _rows(path, text)
+
+
+def read_utf8(path: Path, what: str) -> str:
+    """The text of a file, also of a gzipped one.
+
+    Args:
+        path: The file.
+        what: What to call it in errors.
+
+    Raises:
+        FFFError: It cannot be read, or holds no UTF-8 text.
+    """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise FFFError(f"calibration file {path} cannot be read as UTF-8 text: {error}") from error
+        raise FFFError(f"{what} {path} cannot be read as UTF-8 text: {error}") from error
     if "\0" in text:
-        raise FFFError(f"calibration file {path} is binary; expected UTF-8 text")
-    return list(_paragraphs(text)) if kind == ".txt" else _rows(path, text)
+        raise FFFError(f"{what} {path} is binary; expected UTF-8 text")
+    return text
 
 
 def _rows(path: Path, text: str) -> list[str]:

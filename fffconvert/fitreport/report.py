@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fffconvert import hub, surgery
 from fffconvert.convert import BlockResult, Prepared, Recipe, fit_blocks, prepare
 from fffconvert.errors import FFFError
+from fffconvert.evaluate.language import masked_tokens
 from fffconvert.fit import read_corpus
 from fffconvert.fit.calibrate import Batch, text_batches
 from fffconvert.fit.diagnose import outputs
@@ -193,11 +194,11 @@ def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
         train = tasks.reaction_batches(
             tasks.read_lines(folder / "train.txt.gz"), vocabulary, settings.mlm_tokens
         )
-        test = tasks.reaction_batches(tasks.read_lines(folder / "test.txt.gz"), vocabulary, TEST_TOKENS)
+        test = tasks.reactions(tasks.read_lines(folder / "test.txt.gz"), vocabulary, TEST_TOKENS)
         special = [vocabulary[name] for name in ("[CLS]", "[SEP]", "[UNK]", "[PAD]")]
 
         def loss(model: nn.Module, name: str) -> dict[str, float]:
-            value, accuracy = tasks.masked_loss(model, test, vocabulary["[MASK]"], special)
+            value, accuracy = tasks.reaction_loss(model, test, vocabulary["[MASK]"], special)
             say(f"mlm: {name} {value:.4f}")
             return {"loss": value, "accuracy": accuracy}
 
@@ -229,7 +230,7 @@ def _lm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None
     text = "\n".join(tasks.read_lines(data / "text/wikitext2/wiki.test.raw.txt.gz"))
 
     def perplexity(loaded: hub.Loaded) -> float:
-        return tasks.perplexity(loaded.model, loaded.tokenizer, text, tokens=settings.lm_test_tokens)
+        return tasks.text_perplexity(loaded.model, loaded.tokenizer, text, tokens=settings.lm_test_tokens)
 
     rows = {"original": store.once("lm-original", lambda: {"perplexity": perplexity(hub.load(CAUSAL))})}
     for name, (depth, width) in CAUSAL_SHAPES.items():
@@ -301,7 +302,7 @@ def _replace_each(
 
 def _masked(batch: Batch, mask: int, special: Sequence[int], seed: int) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    return {**batch, "input_ids": tasks.masked_tokens(batch["input_ids"], mask, special, generator)[0]}
+    return {**batch, "input_ids": masked_tokens(batch["input_ids"], mask, special, generator)[0]}
 
 
 def sentences(data: Path) -> list[str]:

@@ -16,11 +16,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from fffconvert.errors import FFFError
-from fffconvert.hub.card import model_card
+from fffconvert.hub.card import CARD, model_card
 
 RECIPE = "fffconvert.yaml"
 METRICS = "metrics.json"
-CARD = "README.md"
 _BESIDES_WEIGHTS = 32 << 20
 """Bytes that tokenizer, config, card and metrics may take; the largest tokenizers take some 30 MB."""
 

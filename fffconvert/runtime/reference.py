@@ -26,7 +26,12 @@ DENSE_ROWS = 32
 
 
 def forward(
-    x: Tensor, weights: Weights, activation: str, turned: Tensor | None = None
+    x: Tensor,
+    weights: Weights,
+    activation: str,
+    *,
+    turned: Tensor | None = None,
+    leaf: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Send each token down one path of each tree.
 
@@ -35,6 +40,7 @@ def forward(
         weights: The trees.
         activation: A key of `ACTIVATIONS`.
         turned: [tokens, T, D + 1], decisions of the path to turn round; none by default.
+        leaf: [tokens, T], to send each token to these leaves, whatever its logits say.
 
     Returns:
         y: [tokens, d_out] in the dtype of `x`.
@@ -53,8 +59,11 @@ def forward(
         nodes = _level(k)
         s = _dot_rows(weights.in_weight, nodes, path, x) + weights.in_bias[:, nodes][tree, path]
         logits[:, :, k] = s
-        right = s > 0 if turned is None else (s > 0) ^ turned[:, :, k]
-        below = 2 * path + right
+        if leaf is not None:
+            below = leaf >> (levels - 1 - k)
+        else:
+            right = s > 0 if turned is None else (s > 0) ^ turned[:, :, k]
+            below = 2 * path + right
         row = below if branches == 2 else path
         _add_rows(y, weights.out_weight, _level(k, branches), row, act.fn(s))
         path = below

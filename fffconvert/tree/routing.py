@@ -179,7 +179,7 @@ class _Leaking(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute y, the logits and the leaves reached."""
         with torch.autocast(x.device.type, enabled=False):
-            y, logits, leaf = reference_forward(x, Weights(*tensors), activation, turned)  # type: ignore[arg-type]
+            y, logits, leaf = reference_forward(x, Weights(*tensors), activation, turned=turned)  # type: ignore[arg-type]
         ctx.activation = activation
         ctx.save_for_backward(x, *tensors, logits, leaf)
         ctx.mark_non_differentiable(leaf)

@@ -1,0 +1,185 @@
+"""What a language model makes of text: masked tokens, pseudo-perplexity, strided perplexity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers.models.auto import modeling_auto
+
+from fffconvert.errors import FFFError
+from fffconvert.evaluate.batches import equal_lengths
+from fffconvert.evaluate.metrics import Units
+from fffconvert.fit.calibrate import Batch, sequences_of
+from fffconvert.locate.capture import evaluation
+
+MASKED = 0.15
+LENGTH = 512
+"""Tokens of a window of perplexity, and of the longest sequence with masked tokens."""
+
+
+def head(model: nn.Module) -> str:
+    """What a model's head predicts: "masked" tokens, the next token ("causal"), or "none"."""
+    name = type(model).__name__
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return "none"
+    if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return "causal"
+    return "masked" if name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() else "none"
+
+
+def require_head(model: nn.Module, wanted: str, task: str) -> None:
+    """Refuse a model without the head that a task needs.
+
+    Raises:
+        FFFError: It has another.
+    """
+    if head(model) != wanted:
+        kind = {"masked": "a masked language model (…ForMaskedLM)", "causal": "a causal one (…ForCausalLM)"}
+        raise FFFError(f"task {task} got a {type(model).__name__}; expected {kind[wanted]}: leave it out")
+
+
+def lines(documents: Sequence[str], tokenizer: Any, length: int, limit: int | None) -> list[list[int]]:
+    """Token ids of each line of text, with special tokens; long lines are cut, empty ones left out."""
+    found: list[list[int]] = []
+    for document in documents:
+        for line in document.splitlines():
+            if line.strip():
+                found += sequences_of(line.strip(), tokenizer, length)
+            if limit is not None and len(found) >= limit:
+                return found[:limit]
+    return found
+
+
+def masked_tokens(
+    ids: Tensor, mask: int, special: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Mask 15 % of the tokens that are not special.
+
+    Args:
+        ids: [sequences, tokens]
+        mask: Id of the mask.
+        special: Ids that are not masked.
+        generator: Draws them.
+
+    Returns:
+        The ids with the mask, and where it stands, both [sequences, tokens].
+    """
+    chosen = torch.rand(ids.shape, generator=generator) < MASKED
+    chosen &= ~torch.isin(ids, torch.tensor(special))
+    return torch.where(chosen, mask, ids), chosen
+
+
+def masked_loss(
+    model: nn.Module, sequences: Sequence[Sequence[int]], mask: int, special: Sequence[int]
+) -> Units:
+    """What a model makes of 15 % masked tokens, the same ones for every model.
+
+    Args:
+        model: A masked language model.
+        sequences: Token ids.
+        mask: Id of the mask.
+        special: Ids that are neither masked nor scored.
+
+    Returns:
+        Of each sequence the sum of negative log-likelihoods (nats), how many are right, and how many are
+        masked: [sequences, 3].
+    """
+    generator = torch.Generator().manual_seed(0)
+    units = np.zeros((len(sequences), 3))
+    with evaluation(model):
+        for part, ids in equal_lengths(sequences, "masked tokens"):
+            masked, chosen = masked_tokens(ids, mask, special, generator)
+            row = chosen.nonzero()[:, 0]
+            logits, target = logits_of(model, masked)[chosen], ids[chosen]
+            loss = nn.functional.cross_entropy(logits, target, reduction="none").double()
+            for column, value in enumerate((loss, logits.argmax(-1) == target, torch.ones_like(loss))):
+                units[part, column] = torch.zeros(len(part)).double().index_add_(0, row, value.double())
+    return units
+
+
+def pseudo_perplexity(
+    model: nn.Module, sequences: Sequence[Sequence[int]], mask: int, special: Sequence[int]
+) -> Units:
+    """Mask every token that is not special once, each alone.
+
+    Returns:
+        Of each sequence the sum of negative log-likelihoods (nats), and the number of tokens:
+        [sequences, 2].
+
+    Reference: arXiv 1910.14659, section 2.
+    """
+    units = np.zeros((len(sequences), 2))
+    with evaluation(model):
+        for index, sequence in enumerate(
+            tqdm(sequences, desc="pseudo-perplexity", leave=False, disable=None)
+        ):
+            ids = torch.tensor(list(sequence))
+            places = (~torch.isin(ids, torch.tensor(special))).nonzero()[:, 0]
+            for part in torch.split(places, max(1, 4096 // len(ids))):
+                masked = ids.repeat(len(part), 1)
+                masked[torch.arange(len(part)), part] = mask
+                logits = logits_of(model, masked)[torch.arange(len(part)), part]
+                loss = nn.functional.cross_entropy(logits, ids[part], reduction="none")
+                units[index] += float(loss.double().sum()), len(part)
+    return units
+
+
+def windows(tokens: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Windows over a text of which each scores the tokens that none before it did.
+
+    Yields:
+        First token, end, and how many tokens at the end are scored; the text's first is not.
+    """
+    done = 1
+    for start in range(0, tokens, stride):
+        end = min(start + length, tokens)
+        if end > done:
+            yield start, end, end - done
+        done = end
+        if end == tokens:
+            return
+
+
+def causal_loss(
+    model: nn.Module,
+    ids: Sequence[int],
+    *,
+    length: int = LENGTH,
+    stride: int = LENGTH // 2,
+    limit: int | None,
+) -> tuple[Units, int]:
+    """What a model makes of the next tokens of a text, with at least `length - stride` tokens of context.
+
+    Args:
+        model: A causal language model.
+        ids: Token ids of the whole text.
+        length: Tokens of a window.
+        stride: From one window's first token to the next one's.
+        limit: Take so many windows.
+
+    Returns:
+        Of each window the sum of negative log-likelihoods (nats) and the number of scored tokens
+        [windows, 2], and how many tokens were read.
+    """
+    found, end = [], 0
+    places = list(windows(len(ids), length, stride))[:limit]
+    with evaluation(model):
+        for start, end, scored in tqdm(places, desc="perplexity", leave=False, disable=None):
+            window = torch.tensor([ids[start:end]])
+            logits = logits_of(model, window, use_cache=False)[0, -scored - 1 : -1]
+            loss = nn.functional.cross_entropy(logits, window[0, -scored:], reduction="none")
+            found.append((float(loss.double().sum()), float(scored)))
+    return np.array(found), end
+
+
+def logits_of(model: nn.Module, ids: Tensor, **options: Any) -> Tensor:
+    """Logits in float32 on the CPU: [sequences, tokens, vocabulary]."""
+    ids = ids.to(next(model.parameters()).device)
+    batch: Batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **options}
+    logits: Tensor = model(**batch)[0]
+    return logits.float().cpu()

@@ -1,0 +1,227 @@
+"""`evaluate`: a model on tasks, beside its teacher and controls."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fffconvert import __version__
+from fffconvert.errors import FFFError
+from fffconvert.evaluate.ablation import ablation
+from fffconvert.evaluate.compare import measure, row
+from fffconvert.evaluate.data import NotThere
+from fffconvert.evaluate.glue import EPOCHS
+from fffconvert.evaluate.robustness import robustness
+from fffconvert.evaluate.routing import routing
+from fffconvert.evaluate.store import FORM, Store, default_folder, digest
+from fffconvert.evaluate.subject import Subject, check_comparable
+from fffconvert.evaluate.tasks import TASKS, Options, resolve_tasks
+from fffconvert.hub.output import RECIPE
+from fffconvert.runtime.backends import cpu
+
+RESULTS = "eval.json"
+SECTIONS = ("robustness", "ablation", "routing")
+"""What is measured of routing, each a part of the results of its own."""
+RESERVED = ("model", "teacher", "value", "ci95", "n", "limit", "metric", "retained", "recovered", "seconds")
+
+
+def evaluate(
+    model: str | Path | nn.Module,
+    tasks: Sequence[str],
+    *,
+    teacher: str | Path | nn.Module | None = None,
+    controls: Mapping[str, str | Path | nn.Module] | None = None,
+    tokenizer: Any = None,
+    data_dir: str | Path | None = None,
+    texts: Sequence[str | Path] = (),
+    limit: int | None = None,
+    seeds: int = 1,
+    epochs: int = EPOCHS,
+    cache: str | Path | None = None,
+    output: str | Path | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Measure what a model can do, beside its teacher and controls.
+
+    Every figure comes with a 95 % interval: percentiles over 1,000 draws of the task's examples. Results are
+    kept on disk by the content of weights, data and options; a second call goes on where the first stopped.
+
+    Args:
+        model: A name (hub id, folder, GGUF file, `pkg:DIST[/PATH]`) or a model in memory.
+        tasks: Names, see `fffconvert.evaluate.TASKS`; "sts", "probe" and "glue" stand for several. Further
+            "robustness", "ablation" and "routing".
+        teacher: The model before conversion.
+        controls: Models to hold it against, by name: "deleted", "dense", "random-routing" or others.
+        tokenizer: Of models in memory.
+        data_dir: Folder of local task data; by default data comes from the hub.
+        texts: `.txt` or `.jsonl` files (also `.gz`) of the language model tasks; WikiText-2 test by default.
+        limit: Examples of each task at most, for a quick look; the results say so.
+        seeds: Runs of tasks that train; the median counts.
+        epochs: Passes over the training rows of those tasks.
+        cache: Folder of kept results; `~/.cache/fffconvert/evaluations` by default.
+        output: File to write the results to, besides `eval.json` in the folder of a converted model.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run the code that a repository brings along.
+
+    Returns:
+        The results: `model`, `teacher`, `tasks` by name, `robustness`, `ablation`, `routing` where asked for,
+        and `environment`.
+
+    Raises:
+        FFFError: A task is unknown, its data is missing or malformed, a model cannot be read, or the teacher
+            or a control has another tokenizer or width.
+    """
+    named = resolve_tasks(tasks, [*TASKS, *SECTIONS])
+    names = {name: wanted for name, wanted in named.items() if name in TASKS}
+    sections = [name for name in named if name in SECTIONS]
+    options = Options(_path(data_dir), tuple(map(Path, texts)), limit, seeds, epochs)
+    for what, value, low in (("limit", limit, 2), ("seeds", seeds, 1), ("epochs", epochs, 1)):
+        if value is not None and value < low:
+            raise FFFError(f"{what} is {value}; expected at least {low}")
+    subjects = _subjects(model, teacher, controls or {}, tokenizer, revision, trust_remote_code)
+    first, beside = subjects[0], next((s for s in subjects if s.role == "teacher"), None)
+    data = _read(names, options) if names else {}
+    for name in data:
+        if TASKS[name].beside_teacher and beside is None:
+            raise FFFError(f"task {name} compares with a teacher; give one with --teacher")
+    for other in subjects[1:]:
+        check_comparable(first, other)
+    store = Store(_path(cache) or default_folder())
+    results: dict[str, dict[str, Any]] = {name: {} for name in data}
+    for subject in subjects:
+        for name, (rows, _) in data.items():
+            task, key = TASKS[name], digest(FORM, name, rows, limit)
+            if task.beside_teacher and subject is beside:
+                continue
+            results[name][subject.role] = measure(task, rows, key, subject, beside, options, store)
+        if subject not in (first, beside):
+            subject.release()
+    document: dict[str, Any] = {
+        "model": first.name,
+        "teacher": None if beside is None else beside.name,
+        "tasks": {name: row(TASKS[name], data[name][1], found, limit) for name, found in results.items()},
+    }
+    for name in sections:
+        document[name] = _section(name, subjects, beside, options, store)
+    document["environment"] = environment()
+    for path in _destinations(model, output):
+        write_results(path, document)
+    return document
+
+
+def _section(
+    name: str, subjects: Sequence[Subject], teacher: Subject | None, options: Options, store: Store
+) -> dict[str, Any]:
+    model, *others = subjects
+    if name == "robustness":
+        return robustness(model, teacher, options, store)
+    return ablation(model, options, store) if name == "ablation" else routing(model, others, options, store)
+
+
+def _read(names: Mapping[str, bool], options: Options) -> dict[str, tuple[Any, str]]:
+    """Data and source of each task; those of groups whose data is not there are left out with a warning."""
+    found, missing = {}, []
+    for name, wanted in names.items():
+        try:
+            found[name] = TASKS[name].read(options)
+        except NotThere:
+            if wanted:
+                raise
+            missing.append(name)
+    if not found:
+        raise FFFError(f"there is data of none of {', '.join(names)}; give its folder with --data-dir")
+    if missing:
+        warnings.warn(f"left out, for their data is not there: {', '.join(missing)}", stacklevel=3)
+    return found
+
+
+def _subjects(
+    model: Any,
+    teacher: Any,
+    controls: Mapping[str, Any],
+    tokenizer: Any,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> list[Subject]:
+    roles = {name.replace("-", "_"): given for name, given in controls.items()}
+    for name in roles:
+        if name in RESERVED or not name.isidentifier():
+            raise FFFError(f"control {name!r} cannot be called so; expected deleted, dense, random-routing")
+    own = Subject("model", model, tokenizer, revision=revision, trust_remote_code=trust_remote_code)
+    given = ({} if teacher is None else {"teacher": teacher}) | roles
+    return [
+        own,
+        *(Subject(role, o, tokenizer, trust_remote_code=trust_remote_code) for role, o in given.items()),
+    ]
+
+
+def environment() -> dict[str, Any]:
+    """Versions and processor that the results were made with."""
+    versions = {"fffconvert": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    processor = cpu()
+    return {
+        "versions": versions,
+        "platform": sys.platform,
+        "cpu": processor.model,
+        "threads": processor.threads,
+    }
+
+
+def _destinations(model: Any, output: str | Path | None) -> list[Path]:
+    """Where results are written: beside a converted model, and where the user says."""
+    found = [] if output is None else [Path(output)]
+    if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
+        found.append(Path(model).expanduser() / RESULTS)
+    return found
+
+
+def write_results(path: Path, document: Mapping[str, Any]) -> None:
+    """Write results into a file, merged with what is there, task by task; whole or not at all.
+
+    Raises:
+        FFFError: The file cannot be written, or holds something else.
+    """
+    earlier: dict[str, Any] = {}
+    try:
+        if path.is_file():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(earlier.get("tasks", {}), dict):
+                raise ValueError("no results")
+        merged = {**earlier, **document, "tasks": {**earlier.get("tasks", {}), **document.get("tasks", {})}}
+    except (AttributeError, ValueError) as error:
+        raise FFFError(f"{path} is no file of results; choose another -o") from error
+    write_whole(path, merged)
+
+
+def write_whole(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as JSON, whole or not at all.
+
+    Raises:
+        FFFError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()

@@ -1,0 +1,226 @@
+"""`report --full`: from a model's name to its report, step after step; a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fffconvert import hub
+from fffconvert.controls import Control, make_control, read_conversion
+from fffconvert.convert import Recipe, convert_model, prepare
+from fffconvert.distill import distill_model
+from fffconvert.distill.checks import is_causal
+from fffconvert.distill.distiller import has_token_head
+from fffconvert.distill.recipe import Data, Objectives, Stage, Unit
+from fffconvert.distill.recipe import Recipe as Distillation
+from fffconvert.errors import FFFError, first_line
+from fffconvert.evaluate import evaluate
+from fffconvert.evaluate.sweep import Grid, run_sweep
+from fffconvert.hub.output import RECIPE
+from fffconvert.report.build import Report, check_tools, report
+
+SETTINGS = "full.json"
+ENGLISH = "text/wiki_en/train.jsonl.gz"
+"""Text in the data folder to fit and train on unless other text is named."""
+PATHS, LEAVES = "paths", "leaves"
+PATH_DEPTH = 11
+LEAF_DEPTH, LEAF_SHARE = 4, 0.07
+"""Leaves of this share of the dense block's neurons: less than that is better spent on paths alone."""
+GRID = Grid(depths=(4, 8, 11), trees=(1, 4))
+CONTROLS = (Control.DENSE, Control.DELETED, Control.RANDOM_ROUTING)
+SECTIONS = ("robustness", "ablation", "routing")
+EPOCHS = 3
+SUBSET = 500
+"""Examples of large tasks; four times as many are trained on."""
+
+
+@dataclass(frozen=True)
+class FullSettings:
+    """How large a full report is.
+
+    Attributes:
+        data_dir: Folder of the evaluation data.
+        calibration: Text to fit and to train on; English out of the data folder by default.
+        tokens: Calibration tokens of every conversion.
+        train_tokens: Tokens that conversions and controls are trained on, all on the same; 0 for none.
+        limit: Examples of each task at most, for a quick look.
+    """
+
+    data_dir: Path
+    calibration: tuple[str, ...] = ()
+    tokens: int = 50_000
+    train_tokens: int = 500_000
+    limit: int | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Text to fit on and to train on.
+
+        Raises:
+            FFFError: None is named, and there is none in the data folder.
+        """
+        if self.calibration:
+            return self.calibration
+        path = self.data_dir.expanduser() / ENGLISH
+        if not path.is_file():
+            raise FFFError(f"{self.data_dir} has no {ENGLISH}; name text to fit on with --calibration")
+        return (str(path.resolve()),)
+
+
+def full_report(
+    model: str, output: str | Path, settings: FullSettings, say: Callable[[str], None] = lambda line: None
+) -> Report:
+    """Convert a model at two budgets, make and train the controls, evaluate, sweep, and write the page.
+
+    Args:
+        model: Hub id, folder or `pkg:DIST[/PATH]`.
+        output: Folder for all of it; a second call with the same settings goes on from there.
+        settings: How large the report is.
+        say: Is told about each step.
+
+    Raises:
+        FFFError: Bad input, or the folder holds a full report of something else.
+    """
+    check_tools()
+    texts = settings.texts
+    folder = Path(output).expanduser()
+    _open(folder, {"model": model, **dataclasses.asdict(settings), "data_dir": str(settings.data_dir)})
+    kind, recipes = _plan(model, settings)
+    measured = []
+    for name, recipe in recipes.items():
+        converted = folder / f"{name}-converted"
+        if not (converted / RECIPE).is_file():
+            say(f"{name}: convert to {converted}")
+            convert_model(model, recipe, converted, calibration=texts)
+        subject, controls = _trained(converted, folder, name, kind, settings, say)
+        measured.append(subject)
+        for tasks, options in _tasks(kind, settings):
+            say(f"{name}: evaluate {', '.join(tasks)}")
+            given = {} if set(tasks) <= set(SECTIONS) else controls
+            evaluate(
+                subject,
+                tasks,
+                teacher=model,
+                controls=given,
+                data_dir=settings.data_dir,
+                cache=folder / "evaluations",
+                **options,
+            )
+    say("sweep over trees and depth")
+    run_sweep(
+        model,
+        folder / "sweep",
+        GRID,
+        [kind.task],
+        recipe=recipes[PATHS],
+        calibration=texts,
+        data_dir=settings.data_dir,
+        limit=settings.limit,
+        cache=folder / "evaluations",
+    )
+    return report([*measured, folder / "sweep"], folder)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a model is for: the task that it is judged by, its fine-tuning tasks, what training matches."""
+
+    task: str
+    tuned: tuple[str, ...]
+    objectives: Objectives
+
+
+ENCODER = _Kind(
+    "sts-b",
+    ("rte", "cola"),
+    Objectives(hidden_states=1.0, embedding_cosine=5.0, embedding_similarity=20.0),
+)
+MASKED = _Kind("mlm", ("rte", "cola"), Objectives(hidden_states=1.0, logits=1.0, mlm=1.0))
+CAUSAL = _Kind("perplexity", (), Objectives(hidden_states=1.0, logits=1.0, clm=1.0))
+
+
+def _plan(model: str, settings: FullSettings) -> tuple[_Kind, dict[str, Recipe]]:
+    """What the model is, and the recipes of the two budgets."""
+    loaded = hub.load(model)
+    recipe = Recipe(depth=PATH_DEPTH, tokens=settings.tokens)
+    prepared = prepare(loaded.model, dataclasses.replace(recipe, tokens=1000), None, loaded.tokenizer)
+    width = max(1, round(LEAF_SHARE * prepared.sites[0].d_hidden))
+    leaves = dataclasses.replace(recipe, depth=LEAF_DEPTH, leaf_width=width)
+    kind = CAUSAL if is_causal(loaded.model) else MASKED if has_token_head(loaded.model) else ENCODER
+    return kind, {PATHS: recipe, LEAVES: leaves}
+
+
+def _trained(
+    converted: Path,
+    folder: Path,
+    name: str,
+    kind: _Kind,
+    settings: FullSettings,
+    say: Callable[[str], None],
+) -> tuple[Path, dict[str, Path]]:
+    """The conversion and its controls, all trained alike, or none of them."""
+    subject, recipe = converted, None
+    if settings.train_tokens:
+        recipe = _distillation(kind, settings)
+        subject = folder / f"{name}-trained"
+        if not (subject / RECIPE).is_file():
+            say(f"{name}: train on {settings.train_tokens:,} tokens")
+            distill_model(converted, recipe, subject)
+    controls = {}
+    for control in CONTROLS:
+        controls[control.value] = place = folder / f"{name}-{control.value}"
+        if (place / RECIPE).is_file():
+            continue
+        say(f"{name}: make the control {control.value}")
+        if recipe is not None:
+            distill_model(converted, recipe, place, control=control)
+        else:
+            _save_control(converted, control, place)
+    return subject, controls
+
+
+def _distillation(kind: _Kind, settings: FullSettings) -> Distillation:
+    stage = Stage(tokens=settings.train_tokens, objectives=kind.objectives, tree_learning_rate=0.001)
+    unit = Unit.DOCUMENT if kind is CAUSAL else Unit.SENTENCE
+    return Distillation(stages=(stage,), data=Data(train=settings.texts, unit=unit, rows=50_000))
+
+
+def _save_control(converted: Path, control: Control, place: Path) -> None:
+    made = make_control(converted, control)
+    hub.save(
+        made.model,
+        made.tokenizer,
+        place,
+        recipe={**read_conversion(converted), "source": str(converted), "control": control.value},
+        metrics={"control": control.value, "blocks": []},
+    )
+
+
+def _tasks(kind: _Kind, settings: FullSettings) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
+    """What is evaluated, with the options of each call."""
+    yield (["sts"] if kind is ENCODER else [kind.task]), {"limit": settings.limit}
+    if kind.tuned:
+        yield kind.tuned, {"limit": settings.limit, "epochs": EPOCHS}
+        yield ["sst-2"], {"limit": min(settings.limit or SUBSET, SUBSET), "epochs": EPOCHS}
+    yield SECTIONS, {"limit": settings.limit}
+
+
+def _open(folder: Path, document: dict[str, Any]) -> None:
+    """Make the folder, or find that it holds the same report."""
+    own = folder / SETTINGS
+    text = json.dumps(document, indent=2) + "\n"
+    try:
+        if own.is_file():
+            if own.read_text(encoding="utf-8") != text:
+                raise FFFError(f"{folder} holds a full report with other settings; choose another -o")
+            return
+        if folder.is_dir() and any(folder.iterdir()):
+            raise FFFError(f"{folder} exists and holds no full report; choose another -o")
+        folder.mkdir(parents=True, exist_ok=True)
+        own.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FFFError(f"cannot write {folder}: {first_line(error)}; choose another -o") from None

@@ -1,0 +1,1 @@
+"""The sections of a report: each shows what the folders hold, or names the command that makes it."""
