@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,7 @@ def test_a_teacher_with_another_tokenizer_or_width(save: Callable[..., Path], pl
         (["--task", "sts-b", "--control", "value=x"], "cannot be called so"),
         (["--task", "sts-b", "--limit", "1"], "Invalid value for '--limit'"),
         (["--task", "sts-b", "--teacher", "./none"], "no model folder ./none"),
+        (["--task", "sts-b", "--device", "abacus"], "device abacus cannot be used"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, save: Callable[..., Path], place: list[object]):
@@ -207,3 +209,14 @@ def test_shares():
     assert retained(ACCURACY, [own, teacher]) == pytest.approx(7 / 9)
     assert recovered(ACCURACY, [own, teacher, deleted]) == pytest.approx(0.5)
     assert np.isnan(recovered(ACCURACY, [own, teacher, teacher]))
+
+
+def test_the_help_names_every_task(data: Path, save: Callable[..., Path], place: list[object]):
+    from fffconvert.cli import eval as command
+
+    assert {*TASKS, *run.SECTIONS} - {"sts13", "sts14", "sts15"} <= set(re.split(r"[ ,()]+", command.TASKS))
+    for path in (data / "text/wikitext2").iterdir():
+        path.unlink()
+    assert "has no text/wikitext2/wiki.test.raw; name text with --text" in one_line(
+        call(save("masked"), "--task", "mlm", *place)
+    )
