@@ -26,7 +26,10 @@ def evaluate(
         list[str],
         typer.Option(help=f"What to measure; may be repeated: {TASKS}."),
     ],
-    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="The model before conversion.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model before conversion; by default what DIR says it was."),
+    ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from fffconvert import __version__
@@ -62,7 +63,7 @@ def evaluate(
         model: A name (hub id, folder, GGUF file, `pkg:DIST[/PATH]`) or a model in memory.
         tasks: Names, see `fffconvert.evaluate.TASKS`; "sts", "probe" and "glue" stand for several. Further
             "robustness", "ablation" and "routing".
-        teacher: The model before conversion.
+        teacher: The model before conversion; by default what the folder of a conversion says that it was.
         controls: Models to hold it against, by name: "deleted", "dense", "random-routing" or others.
         tokenizer: Of models in memory.
         data_dir: Folder of local task data; by default data comes from the hub.
@@ -92,6 +93,7 @@ def evaluate(
         if value is not None and value < low:
             raise FFFError(f"{what} is {value}; expected at least {low}")
     reading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": _device(device)}
+    teacher = _original(model, reading) if teacher is None else teacher
     given = ({} if teacher is None else {"teacher": teacher}) | _roles(controls or {})
     subjects = [
         Subject("model", model, tokenizer, revision=revision, **reading),
@@ -151,6 +153,26 @@ def _read(names: Mapping[str, bool], options: Options) -> dict[str, tuple[Any, s
     if missing:
         warnings.warn(f"left out, for their data is not there: {', '.join(missing)}", stacklevel=3)
     return found
+
+
+def _original(model: Any, reading: Mapping[str, Any]) -> str | None:
+    """The model that the folder of a conversion was made from, if it can still be read."""
+    if not isinstance(model, (str, Path)):
+        return None
+    path = Path(model).expanduser() / RECIPE
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    name = recipe.get("model") if isinstance(recipe, dict) else None
+    if not isinstance(name, str):
+        return None
+    try:
+        _ = Subject("teacher", name, **reading).tokenizer
+    except FFFError as error:
+        warnings.warn(f"goes on without the original {name} as teacher: {error}", stacklevel=3)
+        return None
+    return name
 
 
 def _roles(controls: Mapping[str, Any]) -> dict[str, Any]:

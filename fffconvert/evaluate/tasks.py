@@ -207,7 +207,7 @@ def read_documents(options: Options) -> tuple[tuple[str, ...], str]:
             raise NotThere(
                 f"data folder {options.data_dir} has no {WIKITEXT[0]}; name text with --text"
             ) from None
-        return read_text([path]), path.name
+        return read_text([path]), path.relative_to(options.data_dir).as_posix()
     hub = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
     rows, source = read_table(Table(WIKITEXT, hub, ("text",)), None)
     return ("".join(row["text"] for row in rows),), source

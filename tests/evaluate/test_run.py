@@ -143,7 +143,7 @@ def test_what_was_measured_is_not_measured_again(
 
 def test_results_are_merged_task_by_task(tmp_path: Path, save: Callable[..., Path], place: list[object]):
     model = save("encoder")
-    (model / "fffconvert.yaml").write_text("model: x\n")
+    (model / "fffconvert.yaml").write_text("made: by hand\n")
     for task in ("sts-b", "sts12"):
         assert call(model, "--task", task, *place).exit_code == 0
     document = json.loads((model / "eval.json").read_text())
@@ -151,6 +151,18 @@ def test_results_are_merged_task_by_task(tmp_path: Path, save: Callable[..., Pat
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(FFFError, match="no file of results"):
         write_results(tmp_path / "other.json", document)
+
+
+def test_the_original_of_a_conversion_is_its_teacher(save: Callable[..., Path], place: list[object]):
+    model, teacher = save("encoder"), save("encoder", 1)
+    (model / "fffconvert.yaml").write_text(f"model: {teacher}\n")
+    document = json.loads(call(model, "--task", "sts-b", *place, "--json").stdout)
+    assert document["teacher"] == str(teacher)
+    assert document["tasks"]["sts-b"]["retained"] is not None
+    (model / "fffconvert.yaml").write_text("model: ./gone\n")
+    with pytest.warns(UserWarning, match="goes on without the original ./gone as teacher: no model folder"):
+        result = call(model, "--task", "sts-b", *place, "--json")
+    assert json.loads(result.stdout)["teacher"] is None
 
 
 def test_models_in_memory(build: Any, tokenizer: Any, data: Path, tmp_path: Path):
