@@ -52,8 +52,33 @@ def save(
     Raises:
         FFFError: The folder cannot be written, or exists already; nothing is left behind.
     """
-    output = check_output(output, overwrite=overwrite)
     needed = sum(p.numel() * p.element_size() for p in model.parameters()) + _BESIDES_WEIGHTS
+    with writing(output, needed, overwrite=overwrite) as partial:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        (partial / CARD).write_text(model_card(recipe, metrics), encoding="utf-8")
+        (partial / RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+        (partial / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return Path(output).expanduser().resolve()
+
+
+@contextmanager
+def writing(output: str | Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
+    """Write a folder that is whole or not there: the body fills a sibling, which then takes its place.
+
+    Args:
+        output: The folder to write.
+        needed: Bytes that it will take.
+        overwrite: Replace an earlier output; it is there until the new one is whole.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        FFFError: The folder cannot be written, or exists already; nothing is left behind.
+    """
+    output = check_output(output, overwrite=overwrite)
     partial = _aside(output, "partial")
     with _one_line(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -64,17 +89,11 @@ def save(
                 "free some space or choose another -o"
             )
         try:
-            model.save_pretrained(partial)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
-            (partial / CARD).write_text(model_card(recipe, metrics), encoding="utf-8")
-            (partial / RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
-            (partial / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            yield partial
             _flush(partial)
             _move_into_place(partial, output)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return output
 
 
 def check_output(output: str | Path, *, overwrite: bool) -> Path:
