@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fffconvert.estimate import estimate
     from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
+    from fffconvert.native import register_onnxruntime
     from fffconvert.plan import FFFSpec
     from fffconvert.surgery import replace
     from fffconvert.tree import FFFLayer
@@ -35,6 +36,7 @@ __all__ = [
     "estimate",
     "load",
     "locate",
+    "register_onnxruntime",
     "replace",
     "restore",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "estimate": "fffconvert.estimate",
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
+    "register_onnxruntime": "fffconvert.native",
     "replace": "fffconvert.surgery",
     "restore": "fffconvert.convert",
 }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fffconvert.deploy.outputs import main_output
 from fffconvert.fit.corpus import default_corpus
-from fffconvert.locate.capture import evaluation, tensors_in
+from fffconvert.locate.capture import evaluation
 from fffconvert.locate.inputs import example_inputs
 
 TEXTS = 64
@@ -72,20 +73,12 @@ class Outputs:
         with evaluation(model):
             for batch in self._batches:
                 output = model(**copy.copy(batch))
-                name, tensor = _main(output)
+                name, tensor = main_output(output)
                 mask = batch.get("attention_mask")
                 if isinstance(mask, Tensor) and mask.shape == tensor.shape[:-1]:
                     tensor = tensor[mask.bool()]
                 result.append((name, tensor.reshape(-1, tensor.shape[-1]).float()))
         return result
-
-
-def _main(output: Any) -> tuple[str, Tensor]:
-    """Logits where there are any, else the first tensor, which is the last hidden state."""
-    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
-        return "logits", output["logits"]
-    first = next(tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.dim() > 1)
-    return "hidden", first
 
 
 def _batches(

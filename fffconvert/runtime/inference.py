@@ -13,6 +13,7 @@ from fffconvert.runtime import cpu, reference
 from fffconvert.runtime.ops import cmm_inference
 from fffconvert.runtime.reference import Scales, Weights
 from fffconvert.runtime.rows import store_rows
+from fffconvert.runtime.walk import walk
 
 
 class Inference:
@@ -22,7 +23,8 @@ class Inference:
     the parameters' own type are read where they lie, others are stored again when a parameter has changed.
 
     Args:
-        backend: "auto" for the best that takes a call's tensors, "reference", or "dense".
+        backend: "auto" for the best that takes a call's tensors, "reference", "standard" for operators that
+            every runtime has, or "dense".
         dtype: Type of the stored rows; None for that of the parameters.
         dense: With "dense", the block [..., d_in] to [..., d_out] that computes instead.
         trunk: What computes the trunk, [..., d_in] to [..., d_out]; None for its parameters as they are.
@@ -108,7 +110,7 @@ class Inference:
     def _through_op(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
         stored, scales = self._rows(weights)
-        compute = reference.inference if self.backend == "reference" else cmm_inference
+        compute = {"reference": reference.inference, "standard": walk}.get(self.backend, cmm_inference)
         return compute(tokens, bias, stored, scales, activation).view(*x.shape[:-1], len(bias))
 
 
