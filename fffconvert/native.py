@@ -1,4 +1,4 @@
-"""Where the native library lies, and its registration with ONNX Runtime; imports neither torch nor anything else."""
+"""Where the native library lies, and its registration with ONNX Runtime. Nothing here needs torch."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def deploy(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Choose by timing how a converted MODEL computes the fastest here, check it, and write it ready to load."""
+    """Choose by timing how a converted MODEL computes fastest here, check it, and write it ready to load."""
     from fffconvert.deploy import TOKENS, Settings, deploy_folder
 
     with output(as_json) as out:

@@ -57,11 +57,12 @@ class Outputs:
         """Run another model on the same inputs and compare."""
         cosine = same = 0.0
         positions = 0
-        for (name, expected), (_, found) in zip(self._expected, self._run(model), strict=True):
+        names = {name for name, _ in self._expected}
+        for (_, expected), (_, found) in zip(self._expected, self._run(model), strict=True):
             cosine += float(nn.functional.cosine_similarity(found.double(), expected.double(), dim=-1).sum())
             same += float((found.argmax(-1) == expected.argmax(-1)).sum())
             positions += len(expected)
-        predicts = name == "logits" and expected.shape[-1] > 1
+        predicts = names == {"logits"} and expected.shape[-1] > 1
         value = (same if predicts else cosine) / positions
         measure = "same prediction" if predicts else "cosine"
         return Agreement(measure, value, cosine / positions, positions, self._kind)

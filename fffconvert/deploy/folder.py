@@ -139,9 +139,7 @@ def deploy_folder(
     return dataclasses.replace(result, output=written)
 
 
-def _deployment(
-    target: str, layers: list[LayerDeployment], linears: list[LinearDeployment]
-) -> Deployment:
+def _deployment(target: str, layers: list[LayerDeployment], linears: list[LinearDeployment]) -> Deployment:
     int8 = {kind: tuple(m.name for m in linears if (m.kind, m.dtype) == (kind, "int8")) for kind in _KINDS}
     rows = {layer.name: layer.dtype for layer in layers}
     return Deployment(target, rows, int8["linear"], int8["trunk"])
@@ -163,4 +161,3 @@ def _write(
         document = json.dumps({"deployed_from": str(folder), **result.to_dict()}, indent=2)
         (partial / RECORD).write_text(document + "\n", encoding="utf-8")
     return Path(output).expanduser().resolve()
-

@@ -20,5 +20,6 @@ def weight_bytes(model: nn.Module) -> int:
         elif isinstance(module, FFFLayer):
             extra += module.inference.stored_bytes
             trunk = module.inference.trunk
-            extra += sum(part.nbytes for part in trunk or () if isinstance(part, Int8Linear))
+            parts = () if trunk is None else trunk.modules()
+            extra += sum(part.nbytes for part in parts if isinstance(part, Int8Linear))
     return extra + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -19,7 +19,7 @@ def main_output(output: Any) -> tuple[str, Tensor]:
 
 
 class MainOutput(nn.Module):
-    """A model that takes its inputs one after another and returns its main output alone, as exporters want it.
+    """A model that takes its inputs in order and returns its main output alone, as exporters want it.
 
     Args:
         model: Any model of transformers.

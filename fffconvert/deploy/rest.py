@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fffconvert.deploy.timing import size, times, TOKENS
+from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
 from fffconvert.hub.deployment import int8_trunk, put_int8
 from fffconvert.locate.capture import evaluation
@@ -117,7 +116,8 @@ def _widths(made: nn.Module) -> tuple[int, ...]:
 
 def _trunk(layer: FFFLayer) -> Callable[[Tensor], Tensor]:
     down, up = layer.fff_trunk_in, layer.fff_trunk_out
-    assert down is not None and up is not None, "asked for an int8 form first"
+    assert down is not None, "asked for an int8 form first"
+    assert up is not None, "there with the other"
     return lambda x: x @ down.T @ up
 
 

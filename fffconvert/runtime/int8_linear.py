@@ -38,7 +38,9 @@ class Int8Linear(nn.Module):
         scale = (weight.abs().amax(1) / LIMIT).clamp_min(torch.finfo(torch.float32).tiny)
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # quantized tensors are deprecated; only the kernels' packing needs one
+            warnings.simplefilter(
+                "ignore"
+            )  # quantized tensors are deprecated; only the kernels' packing needs one
             rounded = torch.quantize_per_channel(weight, scale, zeros, 0, torch.qint8)
         self._pack(rounded, None if bias is None else bias.detach().float())
 
