@@ -6,7 +6,7 @@ Neither torch nor transformers is imported before a command runs, so that `--hel
 from __future__ import annotations
 
 # Each registers its command.
-from fffconvert.cli import bench, deploy, estimate, fit_report, plan  # noqa: F401
+from fffconvert.cli import bench, deploy, estimate, export, fit_report, plan  # noqa: F401
 from fffconvert.cli.commands import app
 
 __all__ = ["app", "main"]

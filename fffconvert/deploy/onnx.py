@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fffconvert.deploy.exporting import axes, computing, exporting
 from fffconvert.deploy.outputs import MainOutput, main_output
 from fffconvert.errors import FFFError, first_line
-from fffconvert.locate.capture import evaluation
-from fffconvert.locate.inputs import example_inputs as default_inputs
-from fffconvert.runtime import ACTIVATIONS, Inference, Scales, Weights
-from fffconvert.tree import FFFLayer
+from fffconvert.runtime import ACTIVATIONS, Scales, Weights
 
 DOMAIN, OPERATOR = "fffconvert", "CMM"
 OPSET = 20
 """The first with a GELU of its own."""
-TEXT = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids", "decoder_attention_mask")
-"""Inputs whose two axes are batch and length; of others only the batch may vary."""
+LARGE = 1 << 30
+"""Bytes of weights above which they go to a file of their own; a single file cannot hold 2 GiB."""
 
 
 def export_onnx(
@@ -49,8 +47,8 @@ def export_onnx(
     for package in ("onnx", "onnxscript"):
         if find_spec(package) is None:
             raise FFFError(f"the export needs {package}: pip install 'fffconvert[deploy]'")
-    inputs = dict(default_inputs(model, batch=2, length=16) if example_inputs is None else example_inputs)
-    with evaluation(model), _without_cache(model), _computing(model, standard), _quiet():
+    backend = "standard" if standard else "auto"
+    with exporting(model, example_inputs) as inputs, computing(model, backend):
         name = main_output(model(**inputs))[0]
         try:
             program = torch.onnx.export(
@@ -58,7 +56,7 @@ def export_onnx(
                 tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes={"inputs": tuple(map(_axes, inputs))},
+                dynamic_shapes={"inputs": tuple(map(axes, inputs))},
                 input_names=list(inputs),
                 output_names=[name],
                 custom_translation_table=None if standard else {_op(): _translation()},
@@ -69,14 +67,7 @@ def export_onnx(
                 f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}; try --format aot"
             ) from error
     assert program is not None, "asked for with dynamo"
-    program.save(path, external_data=_bytes(model) > 1 << 30)
-
-
-def _axes(name: str) -> dict[int, Any]:
-    batch = {0: "batch"}
-    if name.startswith("decoder"):
-        return batch | {1: "decoder_length"}
-    return batch | {1: "length"} if name in TEXT else batch
+    program.save(path, external_data=_bytes(model) > LARGE)
 
 
 def _op() -> Any:
@@ -119,47 +110,22 @@ def _translation() -> Any:
     return cmm
 
 
-@contextmanager
-def _computing(model: nn.Module, standard: bool) -> Iterator[None]:
-    """Have the layers compute through the op, or in standard operators, in the body."""
-    layers = [module for module in model.modules() if isinstance(module, FFFLayer)]
-    before = [layer.inference for layer in layers]
-    for layer in layers:
-        layer.inference = Inference("standard" if standard else "auto", layer.inference.dtype)
-    try:
-        yield
-    finally:
-        for layer, inference in zip(layers, before, strict=True):
-            layer.inference = inference
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    config: Any = getattr(model, "config", None)
-    before = getattr(config, "use_cache", None)
-    if before is not None:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        if before is not None:
-            config.use_cache = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says about other packages and its own progress."""
-    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
 def _bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def quantize_onnx(path: Path, output: Path) -> None:
+    """Quantize the linear maps of an ONNX file as ONNX Runtime's documentation has it for transformers.
+
+    That is dynamic quantization with int8 weights. Trees, in either form, stay as they are.
+
+    Raises:
+        FFFError: ONNX Runtime is missing.
+    """
+    if find_spec("onnxruntime") is None:
+        raise FFFError("--quantize-rest int8 needs onnxruntime: pip install 'fffconvert[deploy]'")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().setLevel(logging.ERROR)  # it logs a line for each tensor to the root
+    with redirect_stdout(io.StringIO()):
+        quantize_dynamic(path, output, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])

@@ -21,6 +21,7 @@ from fffconvert.hub.card import model_card
 RECIPE = "fffconvert.yaml"
 METRICS = "metrics.json"
 CARD = "README.md"
+_MODULES = "modules.json"
 _BESIDES_WEIGHTS = 32 << 20
 """Bytes that tokenizer, config, card and metrics may take; the largest tokenizers take some 30 MB."""
 
@@ -33,6 +34,7 @@ def save(
     recipe: Mapping[str, Any],
     metrics: Mapping[str, Any],
     overwrite: bool = False,
+    original: Path | None = None,
 ) -> Path:
     """Write a converted model with all that belongs to it.
 
@@ -45,6 +47,7 @@ def save(
         recipe: How the model was made, in plain values: `fffconvert.yaml`.
         metrics: What was measured, in plain values: `metrics.json`.
         overwrite: Replace an earlier output; it is there until the new one is whole.
+        original: Folder of the model that was converted; how sentence-transformers is to use it goes along.
 
     Returns:
         The folder, as an absolute path.
@@ -57,10 +60,26 @@ def save(
         model.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        if original is not None:
+            _copy_sentence_transformers(original, partial)
         (partial / CARD).write_text(model_card(recipe, metrics), encoding="utf-8")
         (partial / RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
         (partial / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return Path(output).expanduser().resolve()
+
+
+def _copy_sentence_transformers(original: Path, output: Path) -> None:
+    """Copy how a sentence encoder pools and normalises; of modules with weights of their own, all files."""
+    modules = original / _MODULES
+    if not modules.is_file():
+        return
+    for name in (_MODULES, "sentence_bert_config.json", "config_sentence_transformers.json"):
+        if (original / name).is_file():
+            shutil.copyfile(original / name, output / name)
+    for module in json.loads(modules.read_text(encoding="utf-8")):
+        folder = original / str(module.get("path") or "")
+        if folder != original and folder.resolve().is_relative_to(original.resolve()) and folder.is_dir():
+            shutil.copytree(folder, output / folder.relative_to(original), dirs_exist_ok=True)
 
 
 @contextmanager
