@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fffconvert.evaluate import evaluate
     from fffconvert.hub import load
     from fffconvert.locate import FFNSite, locate
+    from fffconvert.native import register_onnxruntime
     from fffconvert.plan import FFFSpec
     from fffconvert.report import report
     from fffconvert.surgery import replace
@@ -40,6 +41,7 @@ __all__ = [
     "evaluate",
     "load",
     "locate",
+    "register_onnxruntime",
     "replace",
     "report",
     "restore",
@@ -57,6 +59,7 @@ _HOMES = {
     "evaluate": "fffconvert.evaluate",
     "load": "fffconvert.hub",
     "locate": "fffconvert.locate",
+    "register_onnxruntime": "fffconvert.native",
     "replace": "fffconvert.surgery",
     "report": "fffconvert.report",
     "restore": "fffconvert.convert",

@@ -362,6 +362,7 @@ def convert_model(
         recipe=document,
         metrics=metrics,
         overwrite=overwrite,
+        original=loaded.source.folder,
     )
     kept.clear()
     return ConvertedModel(prepared, tuple(results), Path(output), seconds)

@@ -17,6 +17,7 @@ ROOT = PACKAGE.parent
 ORDER = [
     "errors",
     "figures",
+    "native",
     "runtime",
     "locate",
     "plan",

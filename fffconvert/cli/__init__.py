@@ -12,6 +12,7 @@ from fffconvert.cli import (  # noqa: F401
     distill,
     estimate,
     eval,
+    export,
     fit_report,
     plan,
     report,

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fffconvert.cli import bench_tables
-from fffconvert.cli.commands import AsJson, Debug, app
+from fffconvert.cli import bench_model, bench_tables
+from fffconvert.cli.commands import AsJson, Debug, RemoteCode, app
 from fffconvert.cli.reporting import Output, one_line_errors, output
 from fffconvert.errors import FFFError
 
@@ -18,13 +18,22 @@ from fffconvert.errors import FFFError
 @app.command()
 @one_line_errors
 def bench(
+    whole: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="A converted or deployed folder; any model with --depth."),
+    ] = None,
     layer: Annotated[bool, typer.Option("--layer", help="Measure FFF layers against dense blocks.")] = False,
     shape: Annotated[
         str | None,
         typer.Option(help="Dense block replaced, D_MODELxD_HIDDEN; 768x3072, or that of --model."),
     ] = None,
     trees: Annotated[int, typer.Option(help="Trees side by side.")] = 1,
-    depth: Annotated[int, typer.Option(help="Depth of each tree.")] = 11,
+    depth: Annotated[
+        int | None,
+        typer.Option(
+            help="Depth of each tree, 11 for --layer; of random ones, where MODEL is not converted."
+        ),
+    ] = None,
     forest: Annotated[
         list[str] | None, typer.Option(help="A further layer, TREESxDEPTH, as in 8x8; may be repeated.")
     ] = None,
@@ -52,24 +61,60 @@ def bench(
     compile_: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Try torch.compile on the dense blocks.")
     ] = True,
-    seconds: Annotated[float, typer.Option(help="Time for each contestant and figure.")] = 0.3,
+    baselines: Annotated[
+        str, typer.Option(help="For MODEL: torch,compile,ort,ort-int8,openvino, or some of them.")
+    ] = "torch,ort-int8",
+    sizes: Annotated[str, typer.Option(help="For MODEL: BATCHxLENGTH of its inputs.")] = "1x32,1x128,8x128",
+    generate: Annotated[
+        int, typer.Option(help="For a causal MODEL: tokens to generate one by one; 0 for none.")
+    ] = 0,
+    original: Annotated[
+        str | None, typer.Option(help="For MODEL: the dense model, where its config does not tell.")
+    ] = None,
+    destination: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="For MODEL: file to write; by default bench.json in its folder."),
+    ] = None,
+    trust_remote_code: RemoteCode = False,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time for each contestant and figure: 0.3, or 3 for MODEL.")
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Least calls of each contestant.")] = 7,
     seed: Annotated[int, typer.Option(help="Of weights and random inputs.")] = 0,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure speed. With --layer: FFF layers against dense blocks, outputs checked."""
-    if not layer:
+    """Measure speed, outputs checked: a whole MODEL against its original, or with --layer FFF layers."""
+    if layer == (whole is not None):
         raise FFFError(
-            "bench has nothing to measure; give --layer, as in fffconvert bench --layer --depth 11"
+            "expected either MODEL, as in fffconvert bench FOLDER, or --layer, as in fffconvert bench --layer"
         )
+    if whole is not None:
+        bench_model.run(
+            as_json,
+            destination,
+            model=whole,
+            baselines=_words(baselines),
+            sizes=tuple(_pair("--sizes", size) for size in _words(sizes)),
+            threads=_numbers("--threads", threads)[0],
+            generate=generate,
+            depth=depth,
+            trees=trees,
+            original=original,
+            seconds=3.0 if seconds is None else seconds,
+            trust_remote_code=trust_remote_code,
+        )
+        return
     from fffconvert.bench import LayerBench, bench_layer
     from fffconvert.bench.depths import draw
 
     with output(as_json) as out:
         settings = LayerBench(
             shape=None if shape is None else _pair("--shape", shape),
-            forests=((trees, depth), *(_pair("--forest", text) for text in forest or ())),
+            forests=(
+                (trees, 11 if depth is None else depth),
+                *(_pair("--forest", text) for text in forest or ()),
+            ),
             tokens=_numbers("--tokens", tokens),
             threads=_numbers("--threads", threads),
             device=device,
@@ -81,7 +126,7 @@ def bench(
             plot=plot,
             plot_tokens=_numbers("--plot-tokens", plot_tokens),
             compile=compile_,
-            seconds=seconds,
+            seconds=0.3 if seconds is None else seconds,
             repeats=repeats,
             seed=seed,
         )

@@ -53,6 +53,29 @@ def deployments(rows: Iterable[Mapping[str, Any]], tokens: Sequence[int]) -> Tab
     return table
 
 
+def linears(rows: Iterable[Mapping[str, Any]], tokens: Sequence[int]) -> Table:
+    """The linear maps beside the trees, from the `linears` of `deploy --json`; those alike in one row."""
+    counts = "/".join(map(str, tokens))
+    table = _table(
+        "linear maps beside the trees",
+        ("maps", "first", "shape", "computed in", f"as stored, µs for {counts} tokens", "int8"),
+        left=("first", "computed in"),
+    )
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["kind"], row["d_in"], row["d_out"], row["dtype"]), []).append(row)
+    for (kind, d_in, d_out, dtype), members in groups.items():
+        times = (members[0][key] for key in ("microseconds", "int8_microseconds"))
+        table.add_row(
+            str(len(members)),
+            members[0]["name"] + (" (trunk)" if kind == "trunk" else ""),
+            f"{d_in}x{d_out}",
+            dtype,
+            *(" / ".join(f"{value:.0f}" for value in values) for values in times),
+        )
+    return table
+
+
 def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
     """What looked like a block and was passed over."""
     table = _table("passed over", ("name", "reason"), left=("name", "reason"))

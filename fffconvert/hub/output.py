@@ -20,6 +20,7 @@ from fffconvert.hub.card import CARD, model_card
 
 RECIPE = "fffconvert.yaml"
 METRICS = "metrics.json"
+_MODULES = "modules.json"
 _BESIDES_WEIGHTS = 32 << 20
 """Bytes that tokenizer, config, card and metrics may take; the largest tokenizers take some 30 MB."""
 
@@ -33,6 +34,7 @@ def save(
     metrics: Mapping[str, Any],
     files: Sequence[Path] = (),
     overwrite: bool = False,
+    original: Path | None = None,
 ) -> Path:
     """Write a converted model with all that belongs to it.
 
@@ -46,6 +48,7 @@ def save(
         metrics: What was measured, in plain values: `metrics.json`.
         files: Further files and folders to copy into it.
         overwrite: Replace an earlier output; it is there until the new one is whole.
+        original: Folder of the model that was converted; how sentence-transformers is to use it goes along.
 
     Returns:
         The folder, as an absolute path.
@@ -53,8 +56,54 @@ def save(
     Raises:
         FFFError: The folder cannot be written, or exists already; nothing is left behind.
     """
-    output = check_output(output, overwrite=overwrite)
     needed = sum(p.numel() * p.element_size() for p in model.parameters()) + _BESIDES_WEIGHTS
+    with writing(output, needed, overwrite=overwrite) as partial:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        if original is not None:
+            _copy_sentence_transformers(original, partial)
+        (partial / CARD).write_text(model_card(recipe, metrics), encoding="utf-8")
+        (partial / RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+        (partial / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        for path in files:
+            if path.is_dir():
+                shutil.copytree(path, partial / path.name)
+            else:
+                shutil.copyfile(path, partial / path.name)
+    return Path(output).expanduser().resolve()
+
+
+def _copy_sentence_transformers(original: Path, output: Path) -> None:
+    """Copy how a sentence encoder pools and normalises; of modules with weights of their own, all files."""
+    modules = original / _MODULES
+    if not modules.is_file():
+        return
+    for name in (_MODULES, "sentence_bert_config.json", "config_sentence_transformers.json"):
+        if (original / name).is_file():
+            shutil.copyfile(original / name, output / name)
+    for module in json.loads(modules.read_text(encoding="utf-8")):
+        folder = original / str(module.get("path") or "")
+        if folder != original and folder.resolve().is_relative_to(original.resolve()) and folder.is_dir():
+            shutil.copytree(folder, output / folder.relative_to(original), dirs_exist_ok=True)
+
+
+@contextmanager
+def writing(output: str | Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
+    """Write a folder that is whole or not there: the body fills a sibling, which then takes its place.
+
+    Args:
+        output: The folder to write.
+        needed: Bytes that it will take.
+        overwrite: Replace an earlier output; it is there until the new one is whole.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        FFFError: The folder cannot be written, or exists already; nothing is left behind.
+    """
+    output = check_output(output, overwrite=overwrite)
     partial = _aside(output, "partial")
     with _one_line(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -65,22 +114,11 @@ def save(
                 "free some space or choose another -o"
             )
         try:
-            model.save_pretrained(partial)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
-            (partial / CARD).write_text(model_card(recipe, metrics), encoding="utf-8")
-            (partial / RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
-            (partial / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-            for path in files:
-                if path.is_dir():
-                    shutil.copytree(path, partial / path.name)
-                else:
-                    shutil.copyfile(path, partial / path.name)
+            yield partial
             _flush(partial)
             _move_into_place(partial, output)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return output
 
 
 def check_output(output: str | Path, *, overwrite: bool) -> Path:

@@ -58,7 +58,9 @@ class Loaded:
     source: Source
 
 
-def load(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Loaded:
+def load(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, deployed: bool = True
+) -> Loaded:
     """Read a pretrained or converted model with its weights.
 
     Weights keep the dtype they are stored in; those of a GGUF file are unpacked to float32.
@@ -67,6 +69,7 @@ def load(name: str, *, revision: str | None = None, trust_remote_code: bool = Fa
         name: Hub id, folder, GGUF file or `pkg:DIST[/PATH]`.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the code that the repository brings along.
+        deployed: Have a deployed folder compute as it was deployed; otherwise from the weights as stored.
 
     Raises:
         FFFError: There is no such model, or its weights are damaged, incomplete, quantised, or NaN.
@@ -76,6 +79,8 @@ def load(name: str, *, revision: str | None = None, trust_remote_code: bool = Fa
         _check_files(source)
     with _one_line(name):
         config = read_config(source, trust_remote_code)
+        if not deployed:
+            config.quantization_config.pop("deployment", None)
         cls, options = _model_class(config, source, trust_remote_code)
         if source.gguf_file is not None:
             options |= _unpacked(source.gguf_file)

@@ -34,7 +34,7 @@ METHOD = "fff"
 SCHEMA_VERSION = 1
 ALIGNMENT = 64
 """Bytes; torch aligns what it allocates on the CPU so."""
-_KEYS = ("quant_method", "schema_version", "fffconvert_version", "base_model", "modules")
+_KEYS = ("quant_method", "schema_version", "fffconvert_version", "base_model", "modules", "deployment")
 
 
 @register_quantization_config(METHOD)
@@ -46,7 +46,10 @@ class FFFConfig(QuantizationConfigMixin):  # type: ignore[misc]
         base_model: Name of the model that was converted.
         fffconvert_version: The release that wrote it.
         schema_version: Version of this form.
+        deployment: How the model is to be computed, as plain values; None for one that was not deployed.
     """
+
+    deployment: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -54,12 +57,15 @@ class FFFConfig(QuantizationConfigMixin):  # type: ignore[misc]
         base_model: str | None = None,
         fffconvert_version: str = __version__,
         schema_version: int = SCHEMA_VERSION,
+        deployment: dict[str, Any] | None = None,
     ) -> None:
         self.quant_method = METHOD
         self.schema_version = schema_version
         self.fffconvert_version = fffconvert_version
         self.base_model = base_model
         self.modules = modules
+        if deployment is not None:  # older releases warn of keys that they do not know
+            self.deployment = deployment
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> FFFConfig:
@@ -126,6 +132,10 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
         for parameter in model.parameters():
             if parameter.data_ptr() % ALIGNMENT:
                 parameter.data = parameter.data.clone()
+        if self.quantization_config.deployment is not None:
+            from fffconvert.hub.deployment import Deployment, apply
+
+            apply(model, Deployment.from_dict(self.quantization_config.deployment))
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel

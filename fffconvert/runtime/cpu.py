@@ -10,10 +10,8 @@ import ctypes
 import functools
 import os
 import re
-import sys
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fffconvert.errors import FFFError
+from fffconvert.native import MISSING, library_path
 from fffconvert.runtime import reference
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.backend import Backend
@@ -30,7 +29,6 @@ from fffconvert.runtime.weights import Scales, Weights
 
 INSTRUCTION_SET = "FFFCONVERT_INSTRUCTION_SET"
 """Environment variable that forces one of the library's instruction sets."""
-MISSING = "the native kernels were not built: install a C++ compiler (GCC or Clang) and reinstall fffconvert"
 
 _ROW_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 IO_TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -39,7 +37,6 @@ _TREES = Weights._fields.index("leaf_in_weight")
 """So many of the weights belong to the trees, the others to the leaf blocks."""
 _NO_BLOCKS = [None] * (len(Weights._fields) - _TREES)
 _ACTIVATIONS = {name: index for index, name in enumerate(ACTIVATIONS)}
-_LIBRARY_NAME = {"darwin": "libfffcmm.dylib", "win32": "fffcmm.dll"}.get(sys.platform, "libfffcmm.so")
 
 
 class _Rows(ctypes.Structure):
@@ -79,7 +76,7 @@ def library() -> ctypes.CDLL | None:
     Raises:
         FFFError: The environment asks for an instruction set that is not to be had.
     """
-    path = _library_path()
+    path = library_path()
     if path is None:
         return None
     lib = ctypes.CDLL(str(path))
@@ -135,18 +132,6 @@ def _use(lib: ctypes.CDLL, name: str) -> None:
     if lib.fff_use_instruction_set(name.encode()):
         found = lib.fff_instruction_sets().decode().replace(" ", ", ")
         raise FFFError(f"no native kernels for {name!r} run here; expected one of {found}")
-
-
-def _library_path() -> Path | None:
-    beside = Path(__file__).parent / "native" / _LIBRARY_NAME
-    if beside.is_file():
-        return beside
-    try:  # an editable install keeps what it built apart from the sources
-        installed = metadata.files("fffconvert") or []
-    except metadata.PackageNotFoundError:
-        return None
-    paths = (Path(str(file.locate())) for file in installed if file.name == _LIBRARY_NAME)
-    return next((path for path in paths if path.is_file()), None)
 
 
 def _gomp_parallel() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from fffconvert.runtime import cpu, reference
 from fffconvert.runtime.ops import cmm_inference
 from fffconvert.runtime.rows import store_rows
+from fffconvert.runtime.walk import walk
 from fffconvert.runtime.weights import Scales, Weights
 
 
@@ -21,24 +23,37 @@ class Inference:
     the parameters' own type are read where they lie, others are stored again when a parameter has changed.
 
     Args:
-        backend: "auto" for the best that takes a call's tensors, "reference", or "dense".
+        backend: "auto" for the best that takes a call's tensors, "reference", "standard" for operators that
+            every runtime has, or "dense".
         dtype: Type of the stored rows; None for that of the parameters.
         dense: With "dense", the block [..., d_in] to [..., d_out] that computes instead.
+        trunk: What computes the trunk, [..., d_in] to [..., d_out]; None for its parameters as they are.
     """
 
     def __init__(
-        self, backend: str = "auto", dtype: torch.dtype | None = None, dense: nn.Module | None = None
+        self,
+        backend: str = "auto",
+        dtype: torch.dtype | None = None,
+        dense: nn.Module | None = None,
+        trunk: nn.Module | None = None,
     ) -> None:
         self.backend = backend
         self.dtype = dtype
         self.dense = dense
+        self.trunk = trunk
         self._state: list[int] = []
         self._copied = False
         self._stored: tuple[Weights, Scales] | None = None
         self._native: cpu.PreparedLayer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Inference, (self.backend, self.dtype, self.dense)
+        return Inference, (self.backend, self.dtype, self.dense, self.trunk)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the rows that are stored in another type than the parameters' own."""
+        tensors = chain(*self._stored) if self._stored is not None else ()
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
     def __call__(
         self,
@@ -95,7 +110,7 @@ class Inference:
     def _through_op(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
         stored, scales = self._rows(weights)
-        compute = reference.inference if self.backend == "reference" else cmm_inference
+        compute = {"reference": reference.inference, "standard": walk}.get(self.backend, cmm_inference)
         return compute(tokens, bias, stored, scales, activation).view(*x.shape[:-1], len(bias))
 
 

@@ -88,8 +88,13 @@ class FFFLayer(nn.Module):
         axis = self.spec.feature_axis
         if axis != -1:
             x = x.movedim(axis, -1)
-        y = self._differentiable(x) if torch.is_grad_enabled() else self._infer(x)
+        y = self._differentiable(x) if self._wants_gradient(x) else self._infer(x)
         return y if axis == -1 else y.movedim(-1, axis)
+
+    def _wants_gradient(self, x: Tensor) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        return x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
 
     def _differentiable(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
@@ -107,7 +112,8 @@ class FFFLayer(nn.Module):
         y = self.inference(x, parameters, self._weights, self.spec.activation)
         trunk_in, trunk_out = parameters["fff_trunk_in"], parameters["fff_trunk_out"]
         if trunk_in is not None and trunk_out is not None and self.inference.dense is None:
-            y += x @ trunk_in.T @ trunk_out
+            trunk = self.inference.trunk
+            y += x @ trunk_in.T @ trunk_out if trunk is None else trunk(x)
         return y
 
     @property

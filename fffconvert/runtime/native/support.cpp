@@ -36,6 +36,10 @@ void take_parts(void* shared) {
 const int registered = pthread_atfork(nullptr, nullptr, [] { gomp_parallel = nullptr; });
 #endif
 
+// The pool of the runtime that called this thread, if it lent one.
+thread_local fff::InThreads::Run* lent = nullptr;
+thread_local void* lent_pool = nullptr;
+
 struct Buffer {
     void* data = nullptr;
     size_t bytes = 0;
@@ -53,12 +57,20 @@ namespace fff {
 void parallel(int64_t count, void (*run)(void*, int64_t), void* data) {
     Parts parts{run, data, count};
     if (count == 1) return take_parts(&parts);
+    if (lent) return lent(lent_pool, count, take_parts, &parts);
     if (auto* pool = gomp_parallel.load()) return pool(take_parts, &parts, unsigned(count), 0);
     std::vector<std::thread> threads;
     for (int64_t i = 1; i < count; i++) threads.emplace_back(take_parts, &parts);
     take_parts(&parts);
     for (auto& thread : threads) thread.join();
 }
+
+InThreads::InThreads(Run* run, void* pool) {
+    lent = run;
+    lent_pool = pool;
+}
+
+InThreads::~InThreads() { lent = nullptr; }
 
 void* scratch(Purpose purpose, size_t bytes) {
     thread_local Buffer buffers[int(Purpose::counts) + 1];

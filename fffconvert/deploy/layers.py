@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fffconvert import hub, surgery
+from fffconvert.deploy.rest import check_rest, int8_rest
+from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
 from fffconvert.locate import locate
 from fffconvert.locate.inputs import example_inputs
@@ -24,9 +24,6 @@ from fffconvert.tree import FFFLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
-TOKENS = (1, 32, 512)
-"""Token counts at which contestants are timed: generation, a sentence, a batch."""
-CALLS = 9
 TOLERANCE = 0.01
 """Largest relative error (root mean square) for which `dtype="auto"` takes smaller rows."""
 
@@ -60,6 +57,8 @@ def deploy(
     dtype: str = "auto",
     *,
     originals: Mapping[str, nn.Module] | None = None,
+    quantize_rest: str = "none",
+    example_inputs: Mapping[str, Any] | None = None,
 ) -> Model:
     """Make a converted model's layers compute as fast as they can here, in memory and in place.
 
@@ -72,6 +71,9 @@ def deploy(
             hardly change the outputs.
         originals: Original blocks by layer name, to fall back to where they are faster; by default those that
             `convert` keeps in this process.
+        quantize_rest: "int8" puts the other linear maps into int8 where that is faster; the model is for
+            inference alone afterwards. "none" leaves them.
+        example_inputs: With "int8", keyword arguments of one forward pass, where they cannot be guessed.
 
     Returns:
         The model.
@@ -79,7 +81,10 @@ def deploy(
     Raises:
         FFFError: The model has no FFF layer, or the backend cannot run here; nothing is changed.
     """
+    check_rest(quantize_rest)
     deploy_layers(model, backend, dtype, originals=originals)
+    if quantize_rest == "int8":
+        int8_rest(model, example_inputs)
     return model
 
 
@@ -105,22 +110,7 @@ def deploy_layers(
     return [deployment for _, _, deployment in chosen]
 
 
-def deploy_model(
-    name: str, backend: str = "auto", dtype: str = "auto", *, trust_remote_code: bool = False
-) -> list[LayerDeployment]:
-    """Choose for a saved model: the command `fffconvert deploy`. The originals come from its base model.
-
-    Raises:
-        FFFError: It is no converted model, or the backend cannot run here.
-    """
-    model = hub.load(name, trust_remote_code=trust_remote_code).model
-    config = getattr(model.config, "quantization_config", None)
-    base = getattr(config, "base_model", None)
-    originals = _original_blocks(base, trust_remote_code) if base else {}
-    return deploy_layers(model, backend, dtype, originals=originals)
-
-
-def _original_blocks(base: str, trust_remote_code: bool) -> dict[str, nn.Module]:
+def original_blocks(base: str, trust_remote_code: bool) -> dict[str, nn.Module]:
     """The blocks of a base model by the name of the layer in their place; none if it is not at hand."""
     try:
         model = hub.load(base, trust_remote_code=trust_remote_code).model
@@ -157,7 +147,7 @@ def _choose(
             None if row_type == stored else ROW_DTYPES[row_type],
         )
         with _inferring(layer, candidate):
-            found[run, row_type] = candidate, _times(layer, inputs), _outputs(layer, inputs)
+            found[run, row_type] = candidate, times(layer, inputs), _outputs(layer, inputs)
     if dtype == "auto":
         exact = next(iter(found.values()))[2]
     else:
@@ -165,20 +155,20 @@ def _choose(
             exact = _outputs(layer, inputs)
     errors = {key: _relative_error(outputs, exact) for key, (_, _, outputs) in found.items()}
     allowed = {key: value for key, value in found.items() if dtype != "auto" or errors[key] <= TOLERANCE}
-    best = min(allowed, key=lambda key: _size(allowed[key][1]))
-    inference, times, _ = allowed[best]
+    best = min(allowed, key=lambda key: size(allowed[key][1]))
+    inference, measured, _ = allowed[best]
     reason = "the only candidate" if len(found) == 1 else f"the fastest of {len(found)} candidates"
     dense = None
     if original is not None:
         block = original.to(layer.fff_bias.device, layer.fff_bias.dtype).eval()
-        dense = _times(block, inputs)
-        slower = [n for n, own, other in zip(TOKENS, times, dense, strict=True) if own > other]
+        dense = times(block, inputs)
+        slower = [n for n, own, other in zip(TOKENS, measured, dense, strict=True) if own > other]
         if slower and backend == "auto":
             reason = f"the trees are slower than the block they replaced, at {slower[0]} tokens"
             deployment = LayerDeployment(name, "dense", stored, reason, dense, dense, errors[best])
             return Inference("dense", dense=block), deployment
         reason += "; slower than the dense block" if slower else "; faster than the dense block"
-    return inference, LayerDeployment(name, *best, reason, times, dense, errors[best])
+    return inference, LayerDeployment(name, *best, reason, measured, dense, errors[best])
 
 
 def _row_types(dtype: str, stored: str) -> list[str]:
@@ -220,29 +210,3 @@ def _inferring(layer: FFFLayer, inference: Inference) -> Iterator[None]:
 def _relative_error(outputs: Tensor, exact: Tensor) -> float:
     size = exact.double().norm()
     return float((outputs.double() - exact.double()).norm() / size) if size else 0.0
-
-
-@torch.inference_mode()
-def _times(call: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> tuple[float, ...]:
-    """Median microseconds of one call for each input."""
-    result = []
-    for x in inputs:
-        seconds = []
-        for _ in range(CALLS):
-            _wait(x)
-            started = time.perf_counter()
-            call(x)
-            _wait(x)
-            seconds.append(time.perf_counter() - started)
-        result.append(1e6 * median(seconds[2:]))
-    return tuple(result)
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-
-
-def _size(times: tuple[float, ...]) -> float:
-    """One number for the times at several token counts: their geometric mean's logarithm."""
-    return float(torch.tensor(times).log().mean())

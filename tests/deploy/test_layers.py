@@ -16,7 +16,7 @@ from fffconvert.plan import FFFSpec
 from fffconvert.runtime import cpu
 from fffconvert.tree import FFFLayer
 
-module = importlib.import_module("fffconvert.deploy")  # the package itself gives the function
+module = importlib.import_module("fffconvert.deploy.layers")
 native = pytest.mark.skipif(cpu.library() is None, reason="the native library was not built")
 
 
@@ -39,7 +39,7 @@ def times(monkeypatch):
         key = "dense" if not isinstance(call, FFFLayer) else (call.inference.backend, call.inference.dtype)
         return tuple(given.get(key, 50.0) for _ in inputs)
 
-    monkeypatch.setattr(module, "_times", look_up)
+    monkeypatch.setattr(module, "times", look_up)
     return given
 
 

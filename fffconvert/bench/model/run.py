@@ -1,0 +1,281 @@
+"""`fffconvert bench MODEL`: what is measured in which order, and what is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fffconvert.bench import machine
+from fffconvert.bench.model import inputs
+from fffconvert.bench.model.exported import write_onnx
+from fffconvert.bench.model.process import Runtime, WorkerError
+from fffconvert.bench.model.settings import EXPORTED, ModelBench
+from fffconvert.bench.model.torch_models import dense, stored_config
+from fffconvert.errors import FFFError
+from fffconvert.locate.inputs import example_inputs
+
+ROUNDS = 5
+"""How often the runtimes take turns at each size."""
+PROFILED = ("torch", "fffconvert", "fffconvert-int8", "deployed")
+PROFILE_CALLS = 5
+MOST_ERROR = {"float32": 1e-3, "rounded": 0.5}
+"""Median relative error of a position above which outputs are wrong: of exact runtimes, and of those that
+compute in fewer bits."""
+ROUNDED = ("ort-int8", "openvino", "fffconvert-int8", "deployed")
+TREES = ("undeployed", "fffconvert", "fffconvert-int8", "deployed")
+Size = tuple[int, int]
+
+
+def bench_model(settings: ModelBench) -> dict[str, Any]:
+    """Measure a converted model against its original on the runtimes that people use.
+
+    Every runtime has a process of its own; they take turns, and all but one stand still.
+
+    Returns:
+        `rows` (a runtime and size each), `generation`, `runtimes` (loading, memory), `profile`, `machine`,
+        `problems`, `warnings` and `settings`.
+
+    Raises:
+        FFFError: A setting does not fit the model.
+    """
+    values = dataclasses.asdict(settings)
+    own = _own(settings)
+    load, jitters = machine.load(), [machine.jitter()]
+    problems: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="fffconvert-bench-") as temporary:
+        folder = Path(temporary)
+        causal = _prepare(folder, values, settings, problems)
+        names = [*dict.fromkeys(("torch", "deleted", *settings.baselines)), "reference", *own]
+        with _running(names, folder, values, problems) as runtimes:
+            run = _Run(runtimes, folder, settings, problems)
+            rows = run.rows()
+            generation = run.generation() if settings.generate and causal else []
+            profile = run.profile() if settings.profile else []
+            described = run.described()
+    if settings.generate and not causal:
+        problems.append("--generate: the model is no causal language model")
+    jitters.append(machine.jitter())
+    return {
+        "model": settings.model,
+        "rows": rows,
+        "generation": generation,
+        "runtimes": described,
+        "profile": profile,
+        "machine": machine.describe() | {"load_1min": load, "jitter": jitters},
+        "problems": problems,
+        "warnings": machine.warnings(load, jitters, (settings.threads,)),
+        "settings": values,
+    }
+
+
+def _own(settings: ModelBench) -> list[str]:
+    """The forms of the converted model to measure."""
+    if settings.depth is None and stored_config(settings.model).get("deployment"):
+        return ["undeployed", "deployed"]
+    return ["undeployed", "fffconvert", "fffconvert-int8"]
+
+
+def _prepare(folder: Path, values: dict[str, Any], settings: ModelBench, problems: list[str]) -> bool:
+    """Write inputs and exported files; tells whether the model generates text."""
+    torch.manual_seed(0)  # random weights must be those of the processes
+    model = dense(values)
+    config: Any = model.config
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None)
+    for size in settings.sizes:
+        batch, length = size
+        example = example_inputs(model, batch=batch, length=length)
+        arrays = {name: tensor.numpy() for name, tensor in example.items()}
+        inputs.write(folder, size, arrays, vocabulary)
+    wanted = [name for name in settings.baselines if name in EXPORTED]
+    if wanted:
+        try:
+            write_onnx(model, folder, int8="ort-int8" in wanted)
+        except FFFError as error:
+            problems.append(f"{', '.join(wanted)}: {error}")
+    return "CausalLM" in type(model).__name__
+
+
+@contextmanager
+def _running(
+    names: Sequence[str], folder: Path, values: dict[str, Any], problems: list[str]
+) -> Iterator[dict[str, Runtime]]:
+    """The processes of the runtimes that can be set up."""
+    runtimes: dict[str, Runtime] = {}
+    try:
+        for name in tqdm(names, desc="load", disable=None):
+            try:
+                runtimes[name] = Runtime(name, folder, values)
+            except WorkerError as error:
+                problems.append(str(error))
+        yield runtimes
+    finally:
+        for runtime in runtimes.values():
+            runtime.close()
+
+
+class _Run:
+    """The measurements, once all runtimes are there."""
+
+    def __init__(
+        self, runtimes: dict[str, Runtime], folder: Path, settings: ModelBench, problems: list[str]
+    ) -> None:
+        self._runtimes, self._folder = runtimes, folder
+        self._settings, self._problems = settings, problems
+        self._peak: dict[str, float] = {}
+        self._first: dict[str, float] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for size in tqdm(self._settings.sizes, desc="sizes", disable=None):
+            errors = self._check(size)
+            rows += self._rows_of(size, errors, self._times(size, list(errors)))
+        return rows
+
+    def _rows_of(
+        self, size: Size, errors: dict[str, dict[str, float | None]], times: dict[str, list[int]]
+    ) -> Iterator[dict[str, Any]]:
+        medians = {name: float(np.median(ns)) / 1e6 for name, ns in times.items()}
+        batch, length = size
+        for name, ns in times.items():
+            p20, median, p80 = (float(p) / 1e6 for p in np.percentile(ns, [20, 50, 80]))
+            ratios = {other: medians[other] / median if other in medians else None for other in medians}
+            yield {
+                "runtime": name,
+                "batch": batch,
+                "length": length,
+                "median_ms": median,
+                "p20_ms": p20,
+                "p80_ms": p80,
+                "calls": len(ns),
+                "tokens_per_second": 1e3 * batch * length / median,
+                "speedup_vs_torch": ratios.get("torch"),
+                "speedup_vs_ort_int8": ratios.get("ort-int8"),
+                "speedup_vs_undeployed": ratios.get("undeployed"),
+                "amdahl_cap": medians["torch"] / medians["deleted"] if "deleted" in medians else None,
+                **errors[name],
+            }
+
+    def _check(self, size: Size) -> dict[str, dict[str, float | None]]:
+        """First calls, whose outputs are compared; runtimes that are wrong take no further part."""
+        found: dict[str, np.ndarray] = {}
+        for name in list(self._runtimes):
+            path = self._folder / f"{name}.npy"
+            answer = self._ask(name, "first", size=size, output=str(path))
+            if answer is not None:
+                self._first.setdefault(name, answer["first_ms"])
+                found[name] = np.load(path)
+        errors: dict[str, dict[str, float | None]] = {}
+        for name, y in found.items():
+            if name in ("deleted", "reference"):
+                errors[name] = {"max_error": None, "median_error": None}
+                continue
+            trees = name in TREES
+            errors[name] = _errors(y, found["reference" if trees else "torch"])
+            limit = MOST_ERROR["rounded" if name in ROUNDED else "float32"]
+            if not (errors[name]["median_error"] or 0.0) <= limit:
+                self._problems.append(
+                    f"{name}: outputs at {size[0]}x{size[1]} are off by {errors[name]['median_error']:.2g} "
+                    f"(median of the positions), at most {limit:g} is allowed: not timed"
+                )
+                del errors[name]
+        errors.pop("reference", None)
+        return errors
+
+    def _times(self, size: Size, names: list[str]) -> dict[str, list[int]]:
+        """Times of single calls, the runtimes in turns."""
+        times: dict[str, list[int]] = {name: [] for name in names}
+        seconds = self._settings.seconds / ROUNDS
+        for turn in range(ROUNDS):
+            start = turn % len(names)
+            for name in (*names[start:], *names[:start]):
+                answer = self._ask(name, "time", size=size, seconds=seconds)
+                times[name] += answer["ns"] if answer is not None else []
+        return {name: ns for name, ns in times.items() if ns}
+
+    def generation(self) -> list[dict[str, Any]]:
+        """Tokens generated one by one after the first size's length, batch 1."""
+        size = next((size for size in self._settings.sizes if size[0] == 1), None)
+        if size is None:
+            self._problems.append("--generate needs a size with batch 1, as in --sizes 1x32")
+            return []
+        times: dict[str, list[int]] = {}
+        names = [name for name in self._runtimes if name in ("torch", "deleted", *TREES)]
+        for turn in range(ROUNDS):
+            start = turn % len(names)
+            for name in (*names[start:], *names[:start]):
+                answer = self._ask(name, "generate", size=size, tokens=self._settings.generate)
+                times.setdefault(name, []).extend(answer["ns"] if answer is not None else [])
+        medians = {name: float(np.median(ns)) / 1e6 for name, ns in times.items() if ns}
+        cap = medians["torch"] / medians["deleted"] if {"torch", "deleted"} <= medians.keys() else None
+        return [
+            {
+                "runtime": name,
+                "prompt": size[1],
+                "median_ms": median,
+                "tokens_per_second": 1e3 / median,
+                "speedup_vs_torch": medians["torch"] / median if "torch" in medians else None,
+                "amdahl_cap": cap,
+            }
+            for name, median in medians.items()
+        ]
+
+    def profile(self) -> list[dict[str, Any]]:
+        """Milliseconds by part of the model, where the model runs in torch."""
+        rows = []
+        for name in (name for name in PROFILED if name in self._runtimes):
+            for size in self._settings.sizes:
+                answer = self._ask(name, "parts", size=size, calls=PROFILE_CALLS)
+                if answer is not None:
+                    parts = answer["parts"]
+                    rows.append({"runtime": name, "batch": size[0], "length": size[1], "ms": parts})
+        return rows
+
+    def described(self) -> list[dict[str, Any]]:
+        """What each runtime takes to start, and its memory."""
+        return [
+            {
+                "runtime": name,
+                "load_seconds": runtime.load_seconds,
+                "first_call_ms": self._first.get(name),
+                "peak_mb": self._peak.get(name),
+                **(self._ask(name, "weights") or {"weights_mb": None}),
+            }
+            for name, runtime in list(self._runtimes.items())
+            if name != "reference"
+        ]
+
+    def _ask(self, name: str, what: str, **arguments: Any) -> dict[str, Any] | None:
+        """An answer; None, with a note, from a runtime that fails, which takes no further part."""
+        if name not in self._runtimes:
+            return None
+        try:
+            answer = self._runtimes[name].ask(what, **arguments)
+        except WorkerError as error:
+            self._problems.append(f"{what}: {error}")
+            self._runtimes.pop(name).close()
+            return None
+        if "peak_mb" in answer:
+            self._peak[name] = answer["peak_mb"]
+        return answer
+
+
+def _errors(y: np.ndarray, expected: np.ndarray) -> dict[str, float | None]:
+    """The largest error over the largest output, and the median over positions of the relative error."""
+    if y.shape != expected.shape:
+        return {"max_error": float("inf"), "median_error": float("inf")}
+    difference = (y - expected).reshape(-1, y.shape[-1])
+    sizes = np.linalg.norm(expected.reshape(difference.shape), axis=-1)
+    relative = np.linalg.norm(difference, axis=-1) / np.maximum(sizes, 1e-30)
+    largest = float(np.abs(expected).max()) or 1.0
+    return {
+        "max_error": float(np.abs(difference).max()) / largest,
+        "median_error": float(np.median(relative)),
+    }

@@ -1,0 +1,74 @@
+"""The command `fffconvert export`: a converted folder as one file for another runtime."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from fffconvert import hub
+from fffconvert.deploy.aot import export_aot
+from fffconvert.deploy.layers import deploy_layers
+from fffconvert.deploy.onnx import export_onnx, quantize_onnx
+from fffconvert.deploy.rest import check_rest
+from fffconvert.errors import FFFError
+
+FORMATS = {"onnx": ".onnx", "onnx-standard": ".onnx", "aot": ".pt2"}
+
+
+def export_folder(
+    name: str,
+    form: str,
+    output: Path,
+    *,
+    dtype: str = "float32",
+    quantize_rest: str = "none",
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Export a converted model.
+
+    Args:
+        name: A converted folder.
+        form: A key of `FORMATS`.
+        output: File to write; large weights go beside it, to a file with `.data` behind the name.
+        dtype: Row type of the trees.
+        quantize_rest: "int8" or "none", for the linear maps beside the trees; ONNX alone.
+        overwrite: Replace an existing file.
+        trust_remote_code: Run code that the model brings along.
+
+    Returns:
+        The file.
+
+    Raises:
+        FFFError: It is no converted model, or the runtime's exporter cannot follow it; nothing was written.
+    """
+    check_rest(quantize_rest)
+    if form not in FORMATS:
+        raise FFFError(f"--format is {form!r}; expected one of {', '.join(FORMATS)}")
+    if output.suffix != FORMATS[form]:
+        raise FFFError(f"-o {output}: expected a name that ends in {FORMATS[form]} for --format {form}")
+    if form == "aot" and quantize_rest == "int8":
+        raise FFFError("--format aot knows no int8 linear maps; expected --quantize-rest none")
+    if output.exists() and not overwrite:
+        raise FFFError(f"file {output} exists; choose another -o, or add --overwrite")
+    if not output.resolve().parent.is_dir():
+        raise FFFError(f"-o {output}: its folder does not exist; make it first")
+    model = hub.load(name, trust_remote_code=trust_remote_code, deployed=False).model.float()
+    deploy_layers(model, "reference", dtype, originals={})
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.resolve().parent) as temporary:
+        path = Path(temporary) / output.name
+        if form == "aot":
+            export_aot(model, path)
+        else:
+            export_onnx(model, path, standard=form == "onnx-standard")
+        if quantize_rest == "int8":
+            plain = path.rename(path.with_name(f"plain-{path.name}"))
+            quantize_onnx(plain, path)
+        for file in (
+            path.with_name(f"{path.name}.data"),
+            path,
+        ):  # the file that refers to the other comes last
+            if file.exists():
+                os.replace(file, output.parent / file.name)
+    return output

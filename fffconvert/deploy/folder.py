@@ -1,0 +1,163 @@
+"""The command `fffconvert deploy`: choose, check what is left of the quality, write the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fffconvert import hub
+from fffconvert.deploy.agreement import Agreement, Outputs
+from fffconvert.deploy.layers import LayerDeployment, deploy_layers, original_blocks
+from fffconvert.deploy.memory import weight_bytes
+from fffconvert.deploy.rest import LinearDeployment, check_rest, int8_rest
+from fffconvert.errors import FFFError
+from fffconvert.fit.corpus import read_corpus
+from fffconvert.hub.deployment import TARGETS, Deployment
+from fffconvert.hub.output import writing
+
+RECORD = "deploy.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to deploy a folder.
+
+    Attributes:
+        target: "cpu" or "cuda": where it will run. It is measured there, so it must be here.
+        backend: As of `fffconvert.deploy`.
+        dtype: Row type of the trees, as of `fffconvert.deploy`.
+        quantize_rest: "int8" or "none", for the linear maps beside the trees.
+        max_drop: Largest loss of agreement with the model before, of 1; more is refused.
+        texts: Text files or `datasets` names to compare the outputs on; by default prose from Python.
+    """
+
+    target: str = "cpu"
+    backend: str = "auto"
+    dtype: str = "auto"
+    quantize_rest: str = "int8"
+    max_drop: float = 0.05
+    texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_rest(self.quantize_rest)
+        if self.target not in TARGETS:
+            raise FFFError(f"--target is {self.target!r}; expected {' or '.join(TARGETS)}")
+        if self.target == "cuda" and not torch.cuda.is_available():
+            raise FFFError("--target cuda: torch finds no CUDA device here; deploy where the model will run")
+        if self.target == "cuda" and self.quantize_rest == "int8":
+            raise FFFError("--target cuda: int8 linear maps are for the CPU; add --quantize-rest none")
+        if not 0 <= self.max_drop <= 1:
+            raise FFFError(f"--max-drop is {self.max_drop}; expected a share from 0 to 1, as in 0.05")
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What `deploy_folder` did.
+
+    Attributes:
+        layers: What computes each FFF layer.
+        linears: What computes each linear map beside them; empty if they were left alone.
+        agreement: Of the outputs with those before.
+        bytes_before: Bytes that the weights took in memory.
+        bytes_after: Bytes that they take now.
+        output: The folder; None if none was asked for.
+    """
+
+    layers: list[LayerDeployment]
+    linears: list[LinearDeployment]
+    agreement: Agreement
+    bytes_before: int
+    bytes_after: int
+    output: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values: `deploy.json`."""
+        values = dataclasses.asdict(self)
+        return {**values, "output": None if self.output is None else str(self.output)}
+
+
+def deploy_folder(
+    name: str,
+    settings: Settings,
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Deployed:
+    """Deploy a saved model, and write it as a folder that loads deployed.
+
+    The folder is the one given, with a word in its config on how to compute it: plain `from_pretrained` reads
+    it, once fffconvert is imported, and so does whatever is built on it. Weights stay as they were stored,
+    because another machine may want another form; they take their new form when they are loaded.
+
+    Args:
+        name: A converted model.
+        settings: How.
+        output: Folder to write; None only chooses and checks.
+        overwrite: Replace an existing output of fffconvert.
+        trust_remote_code: Run code that the model brings along.
+
+    Raises:
+        FFFError: It is no converted model, the backend cannot run here, or the outputs changed by more than
+            was allowed; nothing was written.
+    """
+    if output is not None:
+        hub.check_output(output, overwrite=overwrite)
+    loaded = hub.load(name, trust_remote_code=trust_remote_code)
+    model = loaded.model.to(settings.target)
+    config = getattr(model.config, "quantization_config", None)
+    if getattr(config, "deployment", None) is not None:
+        raise FFFError(f"{name} is deployed already; deploy the folder that it was made from")
+    texts = read_corpus(settings.texts) if settings.texts else None
+    before = weight_bytes(model)
+    outputs = Outputs(model, loaded.tokenizer, texts)
+    base = getattr(config, "base_model", None)
+    # A folder holds no dense blocks, so what is to be written is computed by trees; without, all is compared.
+    originals = original_blocks(base, trust_remote_code) if base and output is None else {}
+    layers = deploy_layers(model, settings.backend, settings.dtype, originals=originals)
+    linears = int8_rest(model) if settings.quantize_rest == "int8" else []
+    agreement = outputs.agreement(model)
+    if 1 - agreement.value > settings.max_drop:
+        raise FFFError(
+            f"the outputs agree with those before to {agreement.value:.3f} ({agreement.measure}); "
+            f"--max-drop {settings.max_drop:g} asks for {1 - settings.max_drop:.3f}. Try --dtype float32 or "
+            "--quantize-rest none, or allow more"
+        )
+    written = None
+    result = Deployed(layers, linears, agreement, before, weight_bytes(model), None)
+    if output is not None:
+        folder = loaded.source.folder
+        if folder is None:
+            raise FFFError(f"{name} is no local folder; download it first, then deploy the folder")
+        written = _write(folder, _deployment(settings.target, layers, linears), result, output, overwrite)
+    return dataclasses.replace(result, output=written)
+
+
+def _deployment(target: str, layers: list[LayerDeployment], linears: list[LinearDeployment]) -> Deployment:
+    int8 = {kind: tuple(m.name for m in linears if (m.kind, m.dtype) == (kind, "int8")) for kind in _KINDS}
+    rows = {layer.name: layer.dtype for layer in layers}
+    return Deployment(target, rows, int8["linear"], int8["trunk"])
+
+
+_KINDS = ("linear", "trunk")
+
+
+def _write(
+    folder: Path, deployment: Deployment, result: Deployed, output: str | Path, overwrite: bool
+) -> Path:
+    needed = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    with writing(output, needed, overwrite=overwrite) as partial:
+        shutil.copytree(folder, partial, dirs_exist_ok=True)
+        path = partial / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["quantization_config"]["deployment"] = deployment.to_dict()
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        document = json.dumps({"deployed_from": str(folder), **result.to_dict()}, indent=2)
+        (partial / RECORD).write_text(document + "\n", encoding="utf-8")
+    return Path(output).expanduser().resolve()

@@ -1,0 +1,131 @@
+"""ONNX files: the trees as one custom operator of ONNX Runtime, or in standard operators for any runtime."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert.deploy.exporting import axes, computing, exporting
+from fffconvert.deploy.outputs import MainOutput, main_output
+from fffconvert.errors import FFFError, first_line
+from fffconvert.runtime import ACTIVATIONS, Scales, Weights
+
+DOMAIN, OPERATOR = "fffconvert", "CMM"
+OPSET = 20
+"""The first with a GELU of its own."""
+LARGE = 1 << 30
+"""Bytes of weights above which they go to a file of their own; a single file cannot hold 2 GiB."""
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    standard: bool = False,
+    example_inputs: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a model as ONNX, with weights in float32 and any batch and length of inputs.
+
+    Args:
+        model: A converted model (or any other), with plain linear maps; left as it was.
+        path: File to write; large weights go to a file of the same name with `.data` behind.
+        standard: Standard operators alone. Otherwise each FFF layer is one operator `fffconvert::CMM`, which
+            ONNX Runtime knows after `fffconvert.register_onnxruntime(options)`.
+        example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+
+    Raises:
+        FFFError: A package is missing, or the model cannot be exported.
+    """
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            raise FFFError(f"the export needs {package}: pip install 'fffconvert[deploy]'")
+    backend = "standard" if standard else "auto"
+    with exporting(model, example_inputs) as inputs, computing(model, backend):
+        name = main_output(model(**inputs))[0]
+        try:
+            program = torch.onnx.export(
+                MainOutput(model, inputs),
+                tuple(inputs.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes={"inputs": tuple(map(axes, inputs))},
+                input_names=list(inputs),
+                output_names=[name],
+                custom_translation_table=None if standard else {_op(): _translation()},
+                verbose=False,
+            )
+        except Exception as error:  # whatever the exporter raises for a model that it cannot follow
+            raise FFFError(
+                f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}; try --format aot"
+            ) from error
+    assert program is not None, "asked for with dynamo"
+    program.save(path, external_data=_bytes(model) > LARGE)
+
+
+def _op() -> Any:
+    return torch.ops.fffconvert.cmm_inference.default
+
+
+def _translation() -> Any:
+    """How the exporter writes the torch op: as the custom operator, with the same inputs."""
+    from onnx.defs import OpSchema
+    from onnxscript.values import Op, Opset
+
+    formal, optional = OpSchema.FormalParameter, OpSchema.FormalParameterOption.Optional
+    required = {"x": "T", "bias": "V", "in_weight": "R", "in_bias": "V", "out_weight": "R"}
+    further = {name: "V" if name.endswith("bias") else "R" for name in Weights._fields[3:]}
+    further |= {f"{name}_scale": "V" for name in Scales._fields}
+    schema = OpSchema(
+        OPERATOR,
+        DOMAIN,
+        1,
+        inputs=[
+            *(formal(name, kind) for name, kind in required.items()),
+            *(formal(name, kind, param_option=optional) for name, kind in further.items()),
+        ],
+        outputs=[formal("y", "T")],
+        type_constraints=[
+            ("T", ["tensor(float)", "tensor(bfloat16)"], "activations"),
+            ("V", ["tensor(float)"], "biases and scales"),
+            ("R", ["tensor(float)", "tensor(bfloat16)", "tensor(int8)"], "rows"),
+        ],
+        attributes=[OpSchema.Attribute("activation", OpSchema.AttrType.INT, required=True)],
+    )
+    operator = Op(Opset(DOMAIN, 1), OPERATOR, schema)
+
+    def cmm(*arguments: Any) -> Any:
+        *tensors, activation = arguments
+        while tensors[-1] is None:
+            del tensors[-1]
+        return operator(*tensors, activation=list(ACTIVATIONS).index(activation))
+
+    return cmm
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def quantize_onnx(path: Path, output: Path) -> None:
+    """Quantize the linear maps of an ONNX file as ONNX Runtime's documentation has it for transformers.
+
+    That is dynamic quantization with int8 weights. Trees, in either form, stay as they are.
+
+    Raises:
+        FFFError: ONNX Runtime is missing.
+    """
+    if find_spec("onnxruntime") is None:
+        raise FFFError("--quantize-rest int8 needs onnxruntime: pip install 'fffconvert[deploy]'")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().setLevel(logging.ERROR)  # it logs a line for each tensor to the root
+    with redirect_stdout(io.StringIO()):
+        quantize_dynamic(path, output, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])

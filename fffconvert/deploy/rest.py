@@ -1,0 +1,143 @@
+"""The linear maps beside the trees, in int8 where that is faster here: attention, trunks, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert.deploy.timing import TOKENS, size, times
+from fffconvert.errors import FFFError
+from fffconvert.hub.deployment import int8_trunk, put_int8
+from fffconvert.locate.capture import evaluation
+from fffconvert.locate.inputs import example_inputs as default_inputs
+from fffconvert.runtime.int8_linear import Int8Linear
+from fffconvert.tree import FFFLayer
+
+REST = ("int8", "none")
+FASTER = 0.95
+"""An int8 map must take less than this share of the time, so that noise alone decides nothing."""
+
+
+@dataclass(frozen=True)
+class LinearDeployment:
+    """What computes one linear map beside the trees, and why.
+
+    Attributes:
+        name: Name of the module; that of the layer for a trunk.
+        kind: "linear" or "trunk".
+        d_in: Its input width.
+        d_out: Its output width.
+        dtype: "int8", or the type of its parameters.
+        microseconds: Median time of one call for each of `TOKENS`, as stored.
+        int8_microseconds: The same in int8.
+    """
+
+    name: str
+    kind: str
+    d_in: int
+    d_out: int
+    dtype: str
+    microseconds: tuple[float, ...]
+    int8_microseconds: tuple[float, ...]
+
+
+def check_rest(name: str) -> None:
+    """Refuse what is none of `REST`.
+
+    Raises:
+        FFFError: Which it is, and what was expected.
+    """
+    if name not in REST:
+        raise FFFError(f"--quantize-rest is {name!r}; expected {' or '.join(REST)}")
+
+
+def int8_rest(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> list[LinearDeployment]:
+    """Put linear maps into int8 where that is faster on this machine.
+
+    Only maps that run when the model does are taken: some modules use the weights of others by themselves.
+    Maps of one shape are timed once.
+
+    Args:
+        model: A converted model on the CPU, with its layers deployed; changed in place.
+        example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+
+    Returns:
+        What was chosen for each map.
+
+    Raises:
+        FFFError: The model is not on the CPU.
+    """
+    if any(not parameter.is_cpu for parameter in model.parameters()):
+        raise FFFError("int8 linear maps are computed on the CPU alone; expected --quantize-rest none")
+    known: dict[tuple[int, ...], tuple[tuple[float, ...], tuple[float, ...]]] = {}
+
+    def chosen(name: str, kind: str, plain: Callable[[Tensor], Tensor], made: nn.Module) -> LinearDeployment:
+        d_in, *inner, d_out = _widths(made)
+        key = (d_in, *inner, d_out)
+        if key not in known:
+            inputs = [torch.randn(tokens, d_in) for tokens in TOKENS]
+            known[key] = times(plain, inputs), times(made, inputs)
+        slow, fast = known[key]
+        dtype = "int8" if size(fast) < size(slow) + torch.tensor(FASTER).log().item() else "float32"
+        return LinearDeployment(name, kind, d_in, d_out, dtype, slow, fast)
+
+    result = []
+    for name in _used(model, example_inputs):
+        module = model.get_submodule(name)
+        made = _int8_form(module)
+        if made is None:
+            continue
+        result.append(chosen(name, "linear", module, made))
+        if result[-1].dtype == "int8":
+            put_int8(model, name)
+    for name, layer in model.named_modules():
+        if isinstance(layer, FFFLayer) and (trunk := int8_trunk(layer)) is not None:
+            result.append(chosen(name, "trunk", _trunk(layer), trunk))
+            if result[-1].dtype == "int8":
+                layer.inference.trunk = trunk
+    return result
+
+
+def _int8_form(module: nn.Module) -> Int8Linear | None:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dtype != torch.float32:
+        return None
+    return Int8Linear.like(module)
+
+
+def _widths(made: nn.Module) -> tuple[int, ...]:
+    maps = [module for module in made.modules() if isinstance(module, Int8Linear)]
+    return (maps[0].in_features, *(part.out_features for part in maps))
+
+
+def _trunk(layer: FFFLayer) -> Callable[[Tensor], Tensor]:
+    down, up = layer.fff_trunk_in, layer.fff_trunk_out
+    assert down is not None, "asked for an int8 form first"
+    assert up is not None, "there with the other"
+    return lambda x: x @ down.T @ up
+
+
+def _used(model: nn.Module, inputs: Mapping[str, Any] | None) -> list[str]:
+    """Modules that are called when the model runs, by name."""
+    called: dict[nn.Module, None] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda m, _: called.setdefault(m)) for module in model.modules()
+    ]
+    try:
+        with evaluation(model):
+            model(**(default_inputs(model) if inputs is None else inputs))
+    except FFFError:
+        raise
+    except Exception as error:  # whatever a foreign forward raises
+        raise FFFError(
+            f"the model does not run on the example inputs ({type(error).__name__}: {error}); "
+            "pass example_inputs, the arguments of one forward pass"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [name for name, module in model.named_modules() if module in called]

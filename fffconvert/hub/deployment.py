@@ -1,0 +1,117 @@
+"""What a deployed folder says about how it is to be computed, and how a loaded model is made to do so."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fffconvert.errors import FFFError
+from fffconvert.runtime import Inference
+from fffconvert.runtime.int8_linear import Int8Linear
+from fffconvert.runtime.rows import ROW_DTYPES
+from fffconvert.tree import FFFLayer
+
+TARGETS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """How a model is computed. Its weights are stored as they were: another machine may want another form.
+
+    Attributes:
+        target: "cpu" or "cuda".
+        rows: Type of the stored rows of each FFF layer, by the layer's name.
+        int8_linears: Names of the linear maps that compute in int8.
+        int8_trunks: Names of the FFF layers whose trunks do.
+    """
+
+    target: str
+    rows: Mapping[str, str]
+    int8_linears: tuple[str, ...] = ()
+    int8_trunks: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for a config."""
+        return {
+            "target": self.target,
+            "rows": dict(self.rows),
+            "int8_linears": list(self.int8_linears),
+            "int8_trunks": list(self.int8_trunks),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Deployment:
+        """Read the stored form.
+
+        Raises:
+            FFFError: It is malformed.
+        """
+        malformed = "the deployment in the config is malformed; deploy the model again"
+        if not isinstance(values, dict) or values.get("target") not in TARGETS:
+            raise FFFError(malformed)
+        rows, lists = values.get("rows"), [values.get(key, []) for key in ("int8_linears", "int8_trunks")]
+        if not isinstance(rows, dict) or not all(isinstance(names, list) for names in lists):
+            raise FFFError(malformed)
+        if any(dtype not in ROW_DTYPES for dtype in rows.values()):
+            raise FFFError(f"{malformed}: row types are {', '.join(map(str, rows.values()))}")
+        return cls(values["target"], rows, *(tuple(map(str, names)) for names in lists))
+
+
+def apply(model: nn.Module, deployment: Deployment) -> None:
+    """Have a model compute as it was deployed. It is for inference alone afterwards.
+
+    Names may be with or without the prefix that heads put before those of the model inside; what this model
+    does not have is left out.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, FFFLayer)}
+    on_cpu = all(layer.fff_bias.is_cpu for layer in layers.values())
+    for name, found in _found(model, deployment.rows, layers):
+        stored = str(layers[found].fff_in_weight.dtype).removeprefix("torch.")
+        dtype = deployment.rows[name]
+        layers[found].inference = Inference("auto", None if dtype == stored else ROW_DTYPES[dtype])
+    if not on_cpu and (deployment.int8_linears or deployment.int8_trunks):
+        warnings.warn(
+            "int8 linear maps are computed on the CPU alone; on this device they stay as stored", stacklevel=2
+        )
+    if on_cpu:
+        linears = dict(model.named_modules(remove_duplicate=False))
+        for _, found in _found(model, deployment.int8_linears, linears):
+            put_int8(model, found)
+        for _, found in _found(model, deployment.int8_trunks, layers):
+            layers[found].inference.trunk = int8_trunk(layers[found])
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+def put_int8(model: nn.Module, name: str) -> None:
+    """Replace one linear map, wherever the model has it, by its int8 form."""
+    module = model.get_submodule(name)
+    made = Int8Linear.like(module)
+    if made is None:
+        return
+    for path, other in list(model.named_modules(remove_duplicate=False)):
+        if other is module:
+            model.set_submodule(path, made)
+
+
+def int8_trunk(layer: FFFLayer) -> nn.Module | None:
+    """The trunk of a layer as int8 maps; None without a trunk."""
+    if layer.fff_trunk_in is None or layer.fff_trunk_out is None:
+        return None
+    return nn.Sequential(Int8Linear(layer.fff_trunk_in), Int8Linear(layer.fff_trunk_out.T))
+
+
+def _found(
+    model: nn.Module, names: Iterable[str], present: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, str]]:
+    """Each name with the one that this model has for it."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for name in names:
+        for candidate in (name, prefix + name, name.removeprefix(prefix)):
+            if candidate in present:
+                yield name, candidate
+                break
