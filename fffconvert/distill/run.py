@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -38,7 +39,7 @@ from fffconvert.distill.reading import read_recipe
 from fffconvert.distill.recipe import Data, Precision, Recipe, Stage
 from fffconvert.distill.signals import Places, placements, taps_of
 from fffconvert.distill.trained import add_lora, choose_trained
-from fffconvert.distill.trainer import DistillTrainer, last_checkpoint
+from fffconvert.distill.trainer import DistillTrainer, Interrupt, last_checkpoint
 from fffconvert.errors import FFFError
 
 JOURNAL = "training.jsonl"
@@ -114,7 +115,8 @@ def run_stages(trainee: Trainee, recipe: Recipe, folder: Path, texts: Sequence[s
             load_model(trainee.student, own / "model.safetensors")
             found = json.loads(record.read_text(encoding="utf-8"))
         else:
-            found = _run_stage(trainee, recipe, stage, own, folder / JOURNAL, done, texts)
+            student, found = _run_stage(trainee, recipe, stage, own, folder / JOURNAL, done, texts)
+            trainee = dataclasses.replace(trainee, student=student)
         done, eval_loss = (done[0] + found["tokens"], done[1] + found["steps"]), found["eval_loss"]
     seconds = time.monotonic() - started
     return Trained(trainee.student.eval(), done[1], done[0], seconds, eval_loss)
@@ -128,7 +130,7 @@ def _run_stage(
     journal: Path,
     before: tuple[int, int],
     texts: Sequence[str] | None,
-) -> dict[str, Any]:
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     student = trainee.student
     data = recipe.data_of(stage)
     adapted = add_lora(student, stage.trained.lora_rank) if stage.trained.lora_rank else None
@@ -150,7 +152,8 @@ def _run_stage(
     if isinstance(train, Dataset):
         rows = len(train)
         train = Draws(train, arguments.max_steps * _step_size(arguments))
-    callbacks = [EarlyStoppingCallback(stage.patience)] if stage.patience else []
+    interrupt = Interrupt()
+    callbacks = [interrupt, *([EarlyStoppingCallback(stage.patience)] if stage.patience else [])]
     trainer = DistillTrainer(
         distiller,
         recipe,
@@ -165,10 +168,17 @@ def _run_stage(
     )
     checkpoint = last_checkpoint(folder)
     _forget_after(journal, before[1] + _step_of(checkpoint))
+    whole = copy.deepcopy(student) if trainer.is_fsdp_enabled else student  # FSDP shards it in place
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
+        interrupt.on_train_end()
         distiller.finish()
+    if interrupt.asked:
+        raise KeyboardInterrupt
+    if whole is not student:
+        _gather(trainer, whole)
+        student = whole
     if adapted is not None:
         adapted.merge_and_unload()
     evaluations = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
@@ -178,6 +188,7 @@ def _run_stage(
         "tokens": trainer.state.num_input_tokens_seen,
         "eval_loss": best,
     }
+    trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         partial = folder / "model.partial"
         save_model(student, str(partial))
@@ -186,7 +197,19 @@ def _run_stage(
         for path in folder.glob("checkpoint-*"):
             shutil.rmtree(path, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    return found
+    return student, found
+
+
+def _gather(trainer: DistillTrainer, student: PreTrainedModel) -> None:
+    """Collect what FSDP has sharded in an unsharded copy of the student, in every process."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    path = Path(trainer.args.output_dir, "gathered.pt")
+    if trainer.is_world_process_zero():
+        torch.save({name.removeprefix("student."): value for name, value in state.items()}, path)
+    trainer.accelerator.wait_for_everyone()
+    student.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    trainer.accelerator.wait_for_everyone()
+    path.unlink(missing_ok=True)
 
 
 def _cached(

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,6 +230,38 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             f"the loss is {float(found['loss'])} at step {self.state.global_step + 1} "
             f"({', '.join(terms)}; {where}; batch rows {rows}); lower learning_rate, or look at these rows"
         )
+
+
+class Interrupt(TrainerCallback):  # type: ignore[misc]
+    """On Ctrl-C finishes the step and keeps a checkpoint; a second Ctrl-C stops at once.
+
+    Attributes:
+        asked: Whether it was pressed.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._usual: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the signal; several processes would stop at different steps, and are left alone."""
+        if args.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._usual = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+        self.on_train_end()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop once it was pressed."""
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Give the signal back."""
+        if self._usual is not None:
+            signal.signal(signal.SIGINT, self._usual)
+            self._usual = None
 
 
 class _Anneal(TrainerCallback):  # type: ignore[misc]
