@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
+from tqdm import tqdm
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError, first_line
@@ -108,14 +109,16 @@ def evaluate(
         check_comparable(first, other)
     store = Store(_path(cache) or default_folder())
     results: dict[str, dict[str, Any]] = {name: {} for name in data}
-    for subject in subjects:
-        for name, (rows, _) in data.items():
-            task, key = TASKS[name], digest(name, rows, limit)
-            if task.beside_teacher and subject is beside:
-                continue
-            results[name][subject.role] = measure(task, rows, key, subject, beside, options, store)
-        if subject not in (first, beside):
-            subject.release()
+    with tqdm(total=len(subjects) * len(data), desc="evaluate", unit="task", disable=None) as bar:
+        for subject in subjects:
+            for name, (rows, _) in data.items():
+                bar.set_postfix_str(f"{subject.role}, {name}")
+                task, key = TASKS[name], digest(name, rows, limit)
+                if not (task.beside_teacher and subject is beside):
+                    results[name][subject.role] = measure(task, rows, key, subject, beside, options, store)
+                bar.update()
+            if subject not in (first, beside):
+                subject.release()
     document: dict[str, Any] = {
         "model": first.name,
         "teacher": None if beside is None else beside.name,
