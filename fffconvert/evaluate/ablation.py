@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fffconvert.evaluate.compare import figure, measure_as
 from fffconvert.evaluate.language import head
@@ -78,7 +79,7 @@ def ablation(subject: Subject, options: Options, store: Store) -> dict[str, Any]
             return measure_as(task, data, subject, options)
 
     results = {"hard": hard}
-    for name, compute in ways.items():
+    for name, compute in tqdm(ways.items(), desc="ablation", unit="way", disable=None):
         results[name] = store.once(digest(key, name), lambda compute=compute: run(compute))  # type: ignore[misc]
     rows = [{"name": name, **figure(task.metrics[0], result)} for name, result in results.items()]
     sign = -1 if task.metrics[0].higher_is_better else 1

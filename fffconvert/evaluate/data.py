@@ -30,7 +30,7 @@ class Table:
         labels: Values that the column `label` may have; two floats are a range; None for no label.
         keys: Columns that are taken as they are.
         renamed: Names of columns on the hub, by ours.
-        where: Columns and their values; other rows of the file are left out.
+        where: Columns and their values; rows with other ones are left out.
     """
 
     files: tuple[str, ...]
@@ -66,7 +66,7 @@ def read_table(table: Table, data_dir: Path | None, limit: int | None = None) ->
             (
                 _checked(table, row, f"{place}, row {number}")
                 for number, row in enumerate(rows, 1)
-                if all(row.get(key) == value for key, value in table.where.items())
+                if all(row.get(key, value) == value for key, value in table.where.items())
             ),
             limit,
         )

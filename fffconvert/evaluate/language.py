@@ -44,7 +44,11 @@ def require_head(model: nn.Module, wanted: str, task: str) -> None:
 
 
 def lines(documents: Sequence[str], tokenizer: Any, length: int, limit: int | None) -> list[list[int]]:
-    """Token ids of each line of text, with special tokens; long lines are cut, empty ones left out."""
+    """Token ids of each line of text, with special tokens; long lines are cut, empty ones left out.
+
+    Raises:
+        FFFError: There are none.
+    """
     found: list[list[int]] = []
     for document in documents:
         for line in document.splitlines():
@@ -52,6 +56,8 @@ def lines(documents: Sequence[str], tokenizer: Any, length: int, limit: int | No
                 found += sequences_of(line.strip(), tokenizer, length)
             if limit is not None and len(found) >= limit:
                 return found[:limit]
+    if not found:
+        raise FFFError("the text holds no tokens; give a file with text")
     return found
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from fffconvert.evaluate.ablation import quality_task
 from fffconvert.evaluate.compare import figure, measure_as
@@ -83,7 +84,7 @@ def robustness(subject: Subject, teacher: Subject | None, options: Options, stor
     shifts = shifts_of(base, options)
     rows: list[dict[str, Any]] = []
     first: dict[str, Any] = {}
-    for shift in shifts:
+    for shift in tqdm(shifts, desc="robustness", unit="input", disable=None):
         if shift.task.beside_teacher and teacher is None:
             result = _routed(shift, subject, None, options, store, measured=False)
         else:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
+from tqdm import tqdm
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError, first_line
@@ -24,7 +25,7 @@ from fffconvert.evaluate.data import NotThere
 from fffconvert.evaluate.glue import EPOCHS
 from fffconvert.evaluate.robustness import robustness
 from fffconvert.evaluate.routing import routing
-from fffconvert.evaluate.store import FORM, Store, default_folder, digest
+from fffconvert.evaluate.store import Store, default_folder, digest
 from fffconvert.evaluate.subject import Subject, check_comparable
 from fffconvert.evaluate.tasks import TASKS, Options, resolve_tasks
 from fffconvert.hub.output import RECIPE
@@ -72,7 +73,8 @@ def evaluate(
         seeds: Runs of tasks that train; the median counts.
         epochs: Passes over the training rows of those tasks.
         cache: Folder of kept results; `~/.cache/fffconvert/evaluations` by default.
-        output: File to write the results to, besides `eval.json` in the folder of a converted model.
+        output: File to write the results to, besides `eval.json` in the folder of a converted model, where
+            they are merged with earlier ones.
         device: Where models that are read by name go, as in "cuda"; those in memory stay where they are.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the code that a repository brings along.
@@ -89,17 +91,16 @@ def evaluate(
     names = {name: wanted for name, wanted in named.items() if name in TASKS}
     sections = [name for name in named if name in SECTIONS]
     options = Options(_path(data_dir), tuple(map(Path, texts)), limit, seeds, epochs)
-    for what, value, low in (("limit", limit, 2), ("seeds", seeds, 1), ("epochs", epochs, 1)):
-        if value is not None and value < low:
-            raise FFFError(f"{what} is {value}; expected at least {low}")
     reading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": _device(device)}
-    teacher = _original(model, reading) if teacher is None else teacher
-    given = ({} if teacher is None else {"teacher": teacher}) | _roles(controls or {})
+    first = Subject("model", model, tokenizer, revision=revision, **reading)
+    beside = (
+        _original(model, reading) if teacher is None else Subject("teacher", teacher, tokenizer, **reading)
+    )
     subjects = [
-        Subject("model", model, tokenizer, revision=revision, **reading),
-        *(Subject(role, other, tokenizer, **reading) for role, other in given.items()),
+        first,
+        *([] if beside is None else [beside]),
+        *(Subject(role, other, tokenizer, **reading) for role, other in _roles(controls or {}).items()),
     ]
-    first, beside = subjects[0], next((s for s in subjects if s.role == "teacher"), None)
     data = _read(names, options) if names else {}
     for name in data:
         if TASKS[name].beside_teacher and beside is None:
@@ -108,14 +109,16 @@ def evaluate(
         check_comparable(first, other)
     store = Store(_path(cache) or default_folder())
     results: dict[str, dict[str, Any]] = {name: {} for name in data}
-    for subject in subjects:
-        for name, (rows, _) in data.items():
-            task, key = TASKS[name], digest(FORM, name, rows, limit)
-            if task.beside_teacher and subject is beside:
-                continue
-            results[name][subject.role] = measure(task, rows, key, subject, beside, options, store)
-        if subject not in (first, beside):
-            subject.release()
+    with tqdm(total=len(subjects) * len(data), desc="evaluate", unit="task", disable=None) as bar:
+        for subject in subjects:
+            for name, (rows, _) in data.items():
+                bar.set_postfix_str(f"{subject.role}, {name}")
+                task, key = TASKS[name], digest(name, rows, limit)
+                if not (task.beside_teacher and subject is beside):
+                    results[name][subject.role] = measure(task, rows, key, subject, beside, options, store)
+                bar.update()
+            if subject not in (first, beside):
+                subject.release()
     document: dict[str, Any] = {
         "model": first.name,
         "teacher": None if beside is None else beside.name,
@@ -124,8 +127,10 @@ def evaluate(
     for name in sections:
         document[name] = _section(name, subjects, beside, options, store)
     document["environment"] = environment()
-    for path in _destinations(model, output):
-        write_results(path, document)
+    if output is not None:
+        write_whole(Path(output), document)
+    if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
+        write_results(Path(model).expanduser() / RESULTS, document)
     return document
 
 
@@ -155,7 +160,7 @@ def _read(names: Mapping[str, bool], options: Options) -> dict[str, tuple[Any, s
     return found
 
 
-def _original(model: Any, reading: Mapping[str, Any]) -> str | None:
+def _original(model: Any, reading: Mapping[str, Any]) -> Subject | None:
     """The model that the folder of a conversion was made from, if it can still be read."""
     if not isinstance(model, (str, Path)):
         return None
@@ -164,15 +169,15 @@ def _original(model: Any, reading: Mapping[str, Any]) -> str | None:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    name = recipe.get("model") if isinstance(recipe, dict) else None
-    if not isinstance(name, str):
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), str):
         return None
+    found = Subject("teacher", recipe["model"], revision=recipe.get("revision"), **reading)
     try:
-        _ = Subject("teacher", name, **reading).tokenizer
+        _ = found.tokenizer
     except FFFError as error:
-        warnings.warn(f"goes on without the original {name} as teacher: {error}", stacklevel=3)
+        warnings.warn(f"goes on without the original {found.name} as teacher: {error}", stacklevel=3)
         return None
-    return name
+    return found
 
 
 def _roles(controls: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,16 +215,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _destinations(model: Any, output: str | Path | None) -> list[Path]:
-    """Where results are written: beside a converted model, and where the user says."""
-    found = [] if output is None else [Path(output)]
-    if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
-        found.append(Path(model).expanduser() / RESULTS)
-    return found
-
-
 def write_results(path: Path, document: Mapping[str, Any]) -> None:
     """Write results into a file, merged with what is there, task by task; whole or not at all.
+
+    A quick look (`limit`) never takes the place of what was measured on all examples.
 
     Raises:
         FFFError: The file cannot be written, or holds something else.
@@ -228,12 +227,18 @@ def write_results(path: Path, document: Mapping[str, Any]) -> None:
     try:
         if path.is_file():
             earlier = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(earlier.get("tasks", {}), dict):
-                raise ValueError("no results")
-        merged = {**earlier, **document, "tasks": {**earlier.get("tasks", {}), **document.get("tasks", {})}}
-    except (AttributeError, ValueError) as error:
-        raise FFFError(f"{path} is no file of results; choose another -o") from error
-    write_whole(path, merged)
+        tasks = dict(earlier.get("tasks", {}))
+        tasks |= {name: new for name, new in document["tasks"].items() if _counts(new, tasks.get(name))}
+        sections = [name for name in SECTIONS if name in document]
+        kept = {name: earlier[name] for name in sections if not _counts(document[name], earlier.get(name))}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FFFError(f"{path} is no file of results; move it away") from error
+    write_whole(path, {**earlier, **document, **kept, "tasks": tasks})
+
+
+def _counts(new: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
+    """Whether a result may take the place of an earlier one."""
+    return earlier is None or new["limit"] is None or earlier.get("limit") is not None
 
 
 def write_whole(path: Path, document: Mapping[str, Any]) -> None:

@@ -86,9 +86,13 @@ def probe(model: nn.Module, tokenizer: Any, train: Sequence[Row], test: Sequence
     return np.column_stack([[row["label"] for row in test], found]).astype(np.float64)
 
 
-def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def some(rows: Sequence[Row], limit: int | None) -> Sequence[Row]:
+    """Rows drawn at random, the same ones every time: files may be sorted by label. None for all of them."""
+    return rows if limit is None or limit >= len(rows) else random.Random(0).sample(list(rows), limit)
+
+
+def split(rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
     """Train and test rows of a set without a split of its own: the same ones every time."""
-    order = list(rows)
-    random.Random(0).shuffle(order)
+    order = random.Random(0).sample(list(rows), len(rows))
     border = len(order) - max(1, round(PROBE_TEST * len(order)))
     return order[:border], order[border:]

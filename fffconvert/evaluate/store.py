@@ -18,8 +18,8 @@ FORM = 1
 
 
 def digest(*parts: Any) -> str:
-    """A name for plain values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    """A name for plain values and this form of results."""
+    return hashlib.sha256(json.dumps([FORM, *parts], sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -47,6 +47,12 @@ class Options:
     epochs: int = EPOCHS
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, low in (("limit", 2), ("seeds", 1), ("epochs", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise FFFError(f"{name} is {value}; expected at least {low}")
+
 
 class Sample(NamedTuple):
     """What a model did on a task: its units [n, columns], and facts worth stating."""
@@ -141,13 +147,13 @@ def _probe(name: str, train: Table, test: Table | int | None) -> Task:
     def read(options: Options) -> tuple[Any, str]:
         limit = options.limit
         if isinstance(test, Table):
-            learnt, _ = read_table(train, options.data_dir)
-            asked, source = read_table(test, options.data_dir, limit)
+            (learnt, _), (asked, source) = (read_table(part, options.data_dir) for part in (train, test))
+            parts: tuple[Sequence[Any], Sequence[Any]] = learnt, asked
         else:
             rows, source = read_table(train, options.data_dir)
             parts = sentence.split(rows) if test is None else (rows[:test], rows[test:])
-            learnt, asked = tuple(parts[0]), tuple(parts[1])[:limit]
-        return (learnt if limit is None else learnt[: TRAIN_FACTOR * limit], asked), source
+        most = None if limit is None else TRAIN_FACTOR * limit
+        return (sentence.some(parts[0], most), sentence.some(parts[1], limit)), source
 
     return Task(
         name,
@@ -241,8 +247,6 @@ def masked_input(
         raise FFFError(f"the tokenizer of {subject.name} has no mask token; leave the masked tasks out")
     length = longest(subject.model, tokenizer, length)
     sequences = language.lines(documents, tokenizer, length, limit)
-    if not sequences:
-        raise FFFError("the text holds no tokens; give a file with text")
     return tokenizer.mask_token_id, list(tokenizer.all_special_ids), sequences
 
 

@@ -118,23 +118,17 @@ def _parts(text: str) -> list[str]:
 
 def sequences_of(document: str, tokenizer: Any, length: int) -> list[list[int]]:
     """A text's tokens in pieces of at most `length`, each between the tokenizer's special tokens."""
-    special = tokenizer.num_special_tokens_to_add()
-    plain = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-    pieces = [plain[start : start + length - special] for start in range(0, len(plain), length - special)]
+    encoded = tokenizer(document, return_special_tokens_mask=True, verbose=False)
+    ids, added = encoded["input_ids"], encoded["special_tokens_mask"]
+    if all(added):
+        return []
+    first, end = added.index(0), len(added) - added[::-1].index(0)
+    prefix, plain, suffix = ids[:first], ids[first:end], ids[end:]
+    room = length - len(prefix) - len(suffix)
+    pieces = [plain[start : start + room] for start in range(0, len(plain), room)]
     if len(pieces) > 1 and len(pieces[-1]) < 8:
         pieces.pop()  # a few left-over words are no sequence that the model was made for
-    prefix, suffix = _special_tokens(tokenizer)
-    return [[*prefix, *piece, *suffix] for piece in pieces if piece]
-
-
-def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
-    probe = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    for start in range(len(whole) - len(probe) + 1):
-        if whole[start : start + len(probe)] == probe:
-            return whole[:start], whole[start + len(probe) :]
-    return [], []
+    return [[*prefix, *piece, *suffix] for piece in pieces]
 
 
 def with_decoder_inputs(model: nn.Module, batches: Sequence[Batch]) -> list[Batch]:

@@ -82,6 +82,12 @@ def test_missing_data_says_what_to_do(tmp_path: Path):
         read_table(Table(("x",), None, ("a",)), None)
 
 
+def test_some_rows_of_a_file(tmp_path: Path):
+    write(tmp_path, '{"a": "x", "part": 1}\n{"a": "y", "part": 2}\n{"a": "z"}\n')
+    rows, _ = read_table(Table(("glue/x/dev",), None, ("a",), where={"part": 2}), tmp_path)
+    assert [row["a"] for row in rows] == ["y", "z"]  # the hub's files hold one part, and no such column
+
+
 def test_rows_from_the_hub(monkeypatch: pytest.MonkeyPatch):
     asked = []
 

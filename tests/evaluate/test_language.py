@@ -114,6 +114,8 @@ def test_lines_are_cut_and_empty_ones_left_out(tokenizer: Any):
     assert [len(ids) for ids in found] == [4, 12, 12, 12, 3]
     assert all(ids[0] == 2 and ids[-1] == 3 for ids in found)
     assert language.lines(["ba\nbe\nbi"], tokenizer, 12, 2) == [[2, 5, 3], [2, 6, 3]]
+    with pytest.raises(FFFError, match="holds no tokens"):
+        language.lines([" "], tokenizer, 12, None)
 
 
 def test_heads_are_told_apart(build: Any):

@@ -148,6 +148,8 @@ def test_results_are_merged_task_by_task(tmp_path: Path, save: Callable[..., Pat
         assert call(model, "--task", task, *place).exit_code == 0
     document = json.loads((model / "eval.json").read_text())
     assert list(document["tasks"]) == ["sts-b", "sts12"]
+    assert call(model, "--task", "sts-b", "--limit", "9", *place).exit_code == 0
+    assert json.loads((model / "eval.json").read_text()) == document  # a quick look takes nothing's place
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(FFFError, match="no file of results"):
         write_results(tmp_path / "other.json", document)

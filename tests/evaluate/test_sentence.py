@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fffconvert.evaluate.batches import embed, equal_lengths
-from fffconvert.evaluate.sentence import probe, relevance, retrieval, similarity, split
+from fffconvert.evaluate.sentence import probe, relevance, retrieval, similarity, some, split
 
 
 @pytest.mark.parametrize("kind", ["encoder", "masked", "causal"])
@@ -78,11 +78,13 @@ def test_a_probe_learns_what_embeddings_tell(tokenizer: Any, build: Any, sentenc
     rows = [
         {"text": f"{starts[n % 2]} {text}", "label": n % 2} for n, text in enumerate(sentences(120, 1, 3))
     ]
+    assert {row["label"] for row in some(sorted(rows, key=lambda row: row["label"]), 20)} == {0, 1}
+    assert some(rows, 120) == some(rows, None) == rows
     train, test = split(rows)
     assert len(test) == 24
     assert sorted(map(str, [*train, *test])) == sorted(map(str, rows))
     units = probe(build("encoder"), tokenizer, train, test)
-    assert np.mean(units[:, 0] == units[:, 1]) > 0.9
+    assert np.mean(units[:, 0] == units[:, 1]) > 0.8
 
 
 def test_published_similarity():

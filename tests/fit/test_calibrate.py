@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 from zoo import ARCHITECTURES, HANDWRITTEN
 
 from fffconvert import surgery
 from fffconvert.errors import FFFError
-from fffconvert.fit.calibrate import block_inputs, text_batches, with_decoder_inputs
+from fffconvert.fit.calibrate import block_inputs, sequences_of, text_batches, with_decoder_inputs
 from fffconvert.locate import locate
 
 BY_NAME = {case.name: case for case in [*ARCHITECTURES, *HANDWRITTEN]}
@@ -20,12 +22,9 @@ class Letters:
 
     model_max_length = 512
 
-    def __call__(self, text: str, add_special_tokens: bool = True, **_):
+    def __call__(self, text: str, **_):
         ids = [3 + ord(letter) % 50 for letter in text]
-        return {"input_ids": [1, *ids, 2] if add_special_tokens else ids}
-
-    def num_special_tokens_to_add(self) -> int:
-        return 2
+        return {"input_ids": [1, *ids, 2], "special_tokens_mask": [1, *[0] * len(ids), 1]}
 
 
 TEXTS = ["abc" * 20, "hello", "", "x" * 100, "a longer text than the others"] * 20
@@ -49,6 +48,17 @@ def test_long_texts_are_cut_and_no_token_is_lost_but_short_remainders():
     assert sorted(tuple(b["input_ids"].shape) for b in found) == [(3, 12)]
     found = text_batches(["abcdefghij" * 3 + "klm"], Letters(), tokens=100, length=12, seed=0)
     assert sum(b["input_ids"].numel() for b in found) == 36
+
+
+def test_special_tokens_stand_around_the_text_whatever_the_tokenizer_knows():
+    backend = Tokenizer(models.WordLevel({"[S]": 0, "[E]": 1, "[U]": 2, "b": 3}, unk_token="[U]"))
+    backend.pre_tokenizer = pre_tokenizers.Split(
+        Regex("b"), "removed", invert=True
+    )  # drops all other letters
+    backend.post_processor = processors.TemplateProcessing("[S] $A [E]", None, [("[S]", 0), ("[E]", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert sequences_of("abba b", tokenizer, 12) == [[0, 3, 3, 3, 1]]
+    assert sequences_of("a", tokenizer, 12) == []
 
 
 def test_number_of_tokens_is_kept_to_the_last_text():
