@@ -25,6 +25,7 @@ from fffconvert.evaluate.routing import routing
 from fffconvert.evaluate.store import FORM, Store, default_folder, digest
 from fffconvert.evaluate.subject import Subject, check_comparable
 from fffconvert.evaluate.tasks import TASKS, Options, resolve_tasks
+from fffconvert.hub.card import update_card
 from fffconvert.hub.output import RECIPE
 from fffconvert.runtime.backends import cpu
 
@@ -116,6 +117,8 @@ def evaluate(
     document["environment"] = environment()
     for path in _destinations(model, output):
         write_results(path, document)
+        if path.name == RESULTS:
+            update_card(path.parent)
     return document
 
 

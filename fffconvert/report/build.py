@@ -123,13 +123,11 @@ def _tiles(conversion: Conversion) -> tuple[tuple[str, str], ...]:
             if task.retained is not None:
                 more = "" if task.recovered is None else f"; {percent(task.recovered)} recovered"
                 tiles.append((percent(task.retained), f"retained on {name}{more}"))
-    if conversion.benchmark:
-        speedups = [row for row in conversion.benchmark.rows if row.speedup_vs_torch is not None]
-        if speedups:
-            best = max(speedups, key=lambda row: row.speedup_vs_torch or 0)
-            cap = "" if best.amdahl_cap is None else f", of at most {best.amdahl_cap:.2f}x"
-            size = f"{best.runtime}, {best.batch}x{best.length}"
-            tiles.append((f"{best.speedup_vs_torch:.2f}x", f"end to end at best ({size}){cap}"))
+    best = conversion.benchmark.best if conversion.benchmark else None
+    if best is not None:
+        cap = "" if best.amdahl_cap is None else f", of at most {best.amdahl_cap:.2f}x"
+        size = f"{best.runtime}, {best.batch}x{best.length}"
+        tiles.append((f"{best.speedup_vs_torch:.2f}x", f"end to end at best ({size}){cap}"))
     return tuple(tiles)
 
 

@@ -91,7 +91,7 @@ def test_the_page_is_well_formed_and_needs_nothing_beside_it(html: str):
 
 def test_pictures_are_svg_with_a_description_and_colours_of_the_page(html: str):
     pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(pictures) == 15
+    assert len(pictures) == 16
     for picture in pictures:
         root = ElementTree.fromstring(picture)
         assert root.get("role") == "img"

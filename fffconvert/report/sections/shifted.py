@@ -134,7 +134,7 @@ def _ablation_table(rows: Sequence[AblationRow]) -> Table:
 
 def _what(name: str) -> str:
     if name.startswith("depth-"):
-        return f"the first {name.removeprefix('depth-')} decisions count, then the usual way"
+        return f"from level {name.removeprefix('depth-')} on, each token follows most others"
     return WHAT.get(name, "")
 
 
