@@ -16,6 +16,7 @@ import wrapt
 if TYPE_CHECKING:
     from fffconvert.convert import convert, restore
     from fffconvert.deploy import deploy
+    from fffconvert.distill import distill
     from fffconvert.errors import FFFError
     from fffconvert.estimate import estimate
     from fffconvert.evaluate import evaluate
@@ -34,6 +35,7 @@ __all__ = [
     "FFNSite",
     "convert",
     "deploy",
+    "distill",
     "estimate",
     "evaluate",
     "load",
@@ -50,6 +52,7 @@ _HOMES = {
     "FFNSite": "fffconvert.locate",
     "convert": "fffconvert.convert",
     "deploy": "fffconvert.deploy",
+    "distill": "fffconvert.distill",
     "estimate": "fffconvert.estimate",
     "evaluate": "fffconvert.evaluate",
     "load": "fffconvert.hub",

@@ -140,8 +140,8 @@ def _deleted(spec: FFFSpec, y: Tensor) -> FFFLayer:
 def _dense(site: FFNSite, spec: FFFSpec, x: Tensor, y: Tensor) -> FFFLayer:
     """A dense block of the active width, of the original's neurons that explain it best.
 
-    Plain neurons stand as trees of one node each, which is a dense block exactly. Gated ones need a leaf block;
-    the node above it is dead, and not counted.
+    Plain neurons stand as trees of one node each, which is a dense block exactly. Gated ones need a leaf
+    block; the node above it is dead, and not counted.
     """
     width = spec.active_width
     neurons = neurons_of(site)
@@ -161,9 +161,9 @@ def _dense(site: FFNSite, spec: FFFSpec, x: Tensor, y: Tensor) -> FFFLayer:
         layer.fff_in_bias.fill_(OFF)
         state = layer.state_dict()
         for name, rows, bias in zip(("in", "gate"), kept.rows, kept.bias, strict=True):
-            state[f"fff_leaf_{name}_weight"].copy_(rows)
-            state[f"fff_leaf_{name}_bias"].copy_(bias)
-        state["fff_leaf_out_weight"].copy_(out)
+            state[f"fff_leaf_{name}_weight"][0, 0] = rows
+            state[f"fff_leaf_{name}_bias"][0, 0] = bias
+        state["fff_leaf_out_weight"][0, 0] = out
     layer.fff_bias.copy_(constant)
     return layer
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fffconvert.runtime import Weights, reference
-from fffconvert.runtime.reference import Scales
+from fffconvert.runtime.weights import Scales
 from fffconvert.tree import FFFLayer
 
 EPS = float(torch.finfo(torch.float32).eps)

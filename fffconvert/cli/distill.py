@@ -71,8 +71,12 @@ def distill(
         if not sign:
             raise FFFError(f"--set {assignment} has no value; expected KEY=VALUE")
         settings[key] = yaml.safe_load(value)
-    flags = {"data.train": data, "data.evaluation": evaluation, "seed": seed}
-    flags |= {"cache": None if cache is None else str(cache)}
+    flags = {
+        "data.train": data,
+        "data.evaluation": evaluation,
+        "seed": seed,
+        "cache": None if cache is None else str(cache),
+    }
     settings |= {key: value for key, value in flags.items() if value is not None}
     if tokens is not None and steps is not None:
         raise FFFError("--tokens and --steps were both given; expected one")

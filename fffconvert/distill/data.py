@@ -6,6 +6,7 @@ processes share a step, nor on where a run was resumed.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,10 +72,8 @@ def _read(source: str, data: Data) -> Dataset | IterableDataset:
     except FFFError:
         raise
     except Exception as error:  # the library and what it calls raise dozens of kinds
-        cause = error.__cause__ or error
-        what = (
-            "cannot be read" if local else "is no existing file, and no dataset of this name could be loaded"
-        )
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        what = "cannot be read" if local else "is no file, and no dataset of this name could be loaded"
         raise FFFError(f"data {source} {what}: {' '.join(first_line(cause).split())}") from error
     wanted = [*data.text, *([data.label] if data.label else [])]
     for name in wanted:
@@ -170,7 +169,16 @@ def token_sequences(
     return sequences
 
 
-class Draws(torch.utils.data.Dataset):
+def content_hash(sequences: Dataset) -> str:
+    """A hash of all tokens."""
+    digest = hashlib.sha256(np.asarray(sequences["length"]).tobytes())
+    for part in sequences.with_format("arrow").iter(4096):
+        for chunk in part["input_ids"].chunks:
+            digest.update(chunk.flatten().to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Draws(torch.utils.data.Dataset[dict[str, Any]]):
     """The rows of a whole run, passes over the data one after the other: draw k is row k mod n.
 
     Args:
@@ -198,7 +206,7 @@ class Draws(torch.utils.data.Dataset):
         ]
 
 
-class LengthBuckets(torch.utils.data.Sampler):
+class LengthBuckets(torch.utils.data.Sampler[int]):
     """Draws in random order, in which those of one step are of like length.
 
     Args:

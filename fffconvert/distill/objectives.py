@@ -1,4 +1,4 @@
-"""The objectives: sums over tokens, masked tokens or sentences, so that any split of a batch adds up alike."""
+"""The objectives: sums over tokens, masked tokens or sentences, so that every split of a batch adds up."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def relative_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Squared error of each token over its variance, summed over tokens.
 
     A few tokens are often a hundred times larger than the rest and would be all that is learned, though what
-    follows normalises each token by itself. So the error is divided by the mean of the token's own variance and
-    the geometric mean of all, which the large ones hardly move: where all are alike, by their variance.
+    follows normalises each token by itself. So the error is divided by the mean of the token's own variance
+    and the geometric mean of all, which the large ones hardly move: where all are alike, by their variance.
 
     Args:
         student: [sequences, tokens, d]
@@ -77,7 +77,7 @@ def prediction_divergence(student: Tensor, teacher: Tensor | TopLogits, temperat
     log_q = F.log_softmax(student.float() / temperature, -1)
     if isinstance(teacher, TopLogits):
         log_p = _with_rest(teacher.log_p.float())
-        log_q = _with_rest(log_q.gather(1, teacher.index.long()))
+        log_q = _with_rest(log_q.gather(1, teacher.tokens))
     else:
         log_p = F.log_softmax(teacher.float() / temperature, -1)
     return temperature**2 * F.kl_div(log_q, log_p, reduction="sum", log_target=True)
@@ -126,7 +126,7 @@ def _everywhere(x: Tensor) -> Tensor:
         return x
     from torch.distributed.nn.functional import all_gather  # its import warns where there is no distribution
 
-    return torch.cat(list(all_gather(x)))
+    return torch.cat(list(all_gather(x)))  # type: ignore[no-untyped-call]
 
 
 def _distributed() -> bool:

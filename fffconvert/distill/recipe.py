@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from enum import Enum
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-
-from fffconvert.errors import FFFError, first_line
-
-T = TypeVar("T")
+from fffconvert.errors import FFFError
 
 
 class Unit(str, Enum):
@@ -85,8 +77,8 @@ class Data:
     """Which text, and how it becomes sequences.
 
     Attributes:
-        train: Local .txt, .jsonl, .json, .csv or .parquet files (also as .gz), or names of `datasets`, NAME or
-            NAME:CONFIG.
+        train: Local .txt (a text per line), .jsonl, .json, .csv or .parquet files, also as .gz, or names of
+            `datasets`, as NAME or NAME:CONFIG.
         evaluation: The same, for the evaluation; by default rows held out of `train`.
         held_out: Share of the rows to hold out, at most 2,000.
         text: Columns with text. With a label they form one input (a pair), else each is a text of its own.
@@ -216,8 +208,7 @@ class Stage:
         batch_size: Sequences per process and pass through the model.
         accumulation: Passes per step.
         learning_rate: Of all but the FFF layers.
-        tree_learning_rate: Of the FFF layers, relative to the root mean square of each parameter tensor, whose
-            sizes differ by orders of magnitude after a fit; 0 for `learning_rate` as it is.
+        tree_learning_rate: Of the FFF layers; 0 for that of the rest.
         weight_decay: AdamW's, on matrices outside the FFF layers.
         betas: AdamW's.
         clip: Largest norm of the gradient; 0 for none.
@@ -240,7 +231,7 @@ class Stage:
     batch_size: int = 32
     accumulation: int = 1
     learning_rate: float = 1e-4
-    tree_learning_rate: float = 0.001
+    tree_learning_rate: float = 0.0
     weight_decay: float = 0.0
     betas: tuple[float, ...] = (0.9, 0.98)
     clip: float = 1.0
@@ -346,94 +337,6 @@ def _check_numbers(value: Any, where: str) -> None:
             if not low <= item <= high:
                 expected = f"0 to {high:g}" if high == 1 else "more than 0" if low else "0 or more"
                 raise FFFError(f"{name} is {item}; expected {expected}")
-
-
-def read_recipe(path: str | Path, settings: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a YAML recipe.
-
-    Args:
-        path: The file.
-        settings: Values that go before those of the file, by dotted names as in `stages.0.steps`; a first part
-            of `stages` without a number means all stages.
-
-    Raises:
-        FFFError: It cannot be read, or a key or value is wrong; the message names it.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FFFError(f"recipe {path} cannot be read: {first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise FFFError(
-            f"recipe {path} holds a {type(values).__name__}; expected keys such as stages and data"
-        )
-    for name, value in (settings or {}).items():
-        _set(values, name.split("."), value, name)
-    try:
-        return from_dict(Recipe, values)
-    except FFFError as error:
-        raise FFFError(f"recipe {path}: {error}") from None
-
-
-def _set(values: Any, parts: list[str], value: Any, name: str) -> None:
-    head, *rest = parts
-    if isinstance(values, list):
-        if head.isdigit() and int(head) < len(values):
-            chosen = [int(head)]
-        elif not head.isdigit():
-            chosen, rest = list(range(len(values))), parts
-        else:
-            raise FFFError(f"{name} names part {head} of {len(values)}; the first is 0")
-        for index in chosen:
-            _set(values[index], rest, value, name)
-    elif rest:
-        _set(values.setdefault(head, {}), rest, value, name)
-    else:
-        values[head] = value
-
-
-def from_dict(cls: type[T], values: Any, where: str = "") -> T:
-    """Build a recipe, or a part of one, from plain values.
-
-    Raises:
-        FFFError: A key is unknown (the nearest known one is named), or a value is of the wrong kind.
-    """
-    if not isinstance(values, Mapping):
-        raise FFFError(f"{where.rstrip('.') or 'it'} is {values!r}; expected keys and values")
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            near = get_close_matches(str(key), hints, 1, 0.0)[0]
-            raise FFFError(f"unknown key {where}{key}; did you mean {where}{near}?")
-    return cls(**{key: _value(hints[key], value, f"{where}{key}") for key, value in values.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if value is None else _value(arguments[0], value, where)
-    if origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_value(arguments[0], item, f"{where}.{i}") for i, item in enumerate(items))
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, f"{where}.")
-    if issubclass(hint, Enum):
-        known = [member.value for member in hint]
-        if value not in known:
-            raise FFFError(f"{where} is {value!r}; expected one of {', '.join(known)}")
-        return hint(value)
-    if hint is float and isinstance(value, str):  # YAML reads 4e-5 as text
-        try:
-            value = float(value)
-        except ValueError:
-            pass
-    fits = isinstance(value, (int, float) if hint is float else hint)
-    if not fits or (isinstance(value, bool) and hint is not bool):
-        raise FFFError(f"{where} is {value!r}; expected {_NAMES[hint]}")
-    return hint(value)
-
-
-_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 
 
 def _plain(value: Any) -> Any:

@@ -11,25 +11,30 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_model, save_model
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 
+from fffconvert import hub
 from fffconvert.controls import Control
+from fffconvert.distill.cache import CachedTeacher, build_cache, check_cacheable
 from fffconvert.distill.checks import check_stage, is_causal, needs_teacher
 from fffconvert.distill.data import (
     WINDOW,
     Collate,
     Draws,
+    content_hash,
     read_rows,
     split_rows,
     token_sequences,
 )
 from fffconvert.distill.distiller import Distiller, LiveTeacher
+from fffconvert.distill.reading import read_recipe
 from fffconvert.distill.recipe import Data, Precision, Recipe, Stage
 from fffconvert.distill.signals import Places, placements, taps_of
 from fffconvert.distill.trained import add_lora, choose_trained
@@ -92,6 +97,8 @@ def run_stages(trainee: Trainee, recipe: Recipe, folder: Path, texts: Sequence[s
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stage in recipe.stages:
+        if recipe.cache and needs_teacher(stage):
+            check_cacheable(stage)
         if not stage.new_head:
             check_stage(stage, trainee.student, trainee.teacher, trainee.tokenizer)
     started = time.monotonic()
@@ -133,12 +140,17 @@ def _run_stage(
         teacher = LiveTeacher(trainee.teacher, taps_of(trainee.teacher, trainee.places))
     _choose_attention(student, teacher, stage, recipe)
     distiller = Distiller(student, teacher, stage, trainee.places, causal=is_causal(student))
-    if isinstance(train, Dataset):
-        train = Draws(train, arguments.max_steps * _step_size(arguments))
-    callbacks = [EarlyStoppingCallback(stage.patience)] if stage.patience else []
     masked = bool(
         stage.objectives.mlm or (stage.objectives.logits and not is_causal(student) and not data.label)
     )
+    collate = Collate(trainee.tokenizer, data, recipe.seed, masked=masked, fixed=bool(recipe.cache))
+    if teacher is not None and recipe.cache:
+        distiller.teacher = _cached(trainee, recipe, stage, distiller, collate, train, held_out)
+    rows = 0
+    if isinstance(train, Dataset):
+        rows = len(train)
+        train = Draws(train, arguments.max_steps * _step_size(arguments))
+    callbacks = [EarlyStoppingCallback(stage.patience)] if stage.patience else []
     trainer = DistillTrainer(
         distiller,
         recipe,
@@ -147,8 +159,8 @@ def _run_stage(
         before,
         args=arguments,
         train_dataset=train,
-        eval_dataset=None if held_out is None else Draws(held_out, len(held_out)),
-        data_collator=Collate(trainee.tokenizer, data, recipe.seed, masked=masked, fixed=bool(recipe.cache)),
+        eval_dataset=None if held_out is None else Draws(held_out, len(held_out), rows),
+        data_collator=collate,
         callbacks=callbacks,
     )
     checkpoint = last_checkpoint(folder)
@@ -175,6 +187,42 @@ def _run_stage(
             shutil.rmtree(path, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return found
+
+
+def _cached(
+    trainee: Trainee,
+    recipe: Recipe,
+    stage: Stage,
+    distiller: Distiller,
+    collate: Collate,
+    train: Dataset | IterableDataset,
+    held_out: Dataset | None,
+) -> CachedTeacher:
+    """The teacher's outputs on disk, for training and held-out rows; the first process makes them."""
+    if not isinstance(train, Dataset) or not isinstance(distiller.teacher, LiveTeacher):
+        raise FFFError("a cache needs data that is not streamed; leave streaming or the cache out")
+    parts = [train, *([] if held_out is None else [held_out])]
+    key = {
+        "teacher": getattr(trainee.teacher, "name_or_path", None),
+        "data": [content_hash(part) for part in parts],
+        "mask": dataclasses.asdict(recipe.data_of(stage)) | {"seed": recipe.seed},
+        "temperature": stage.objectives.temperature,
+        "pooling": stage.objectives.pooling,
+        "precision": recipe.precision,
+    }
+    with PartialState().main_process_first():
+        folder = build_cache(
+            Path(recipe.cache).expanduser(),
+            key,
+            distiller.teacher,
+            parts,
+            collate,
+            stage,
+            distiller.positions,
+            top=recipe.cache_top,
+            bfloat16=recipe.precision is Precision.BFLOAT16,
+        )
+    return CachedTeacher(folder)
 
 
 def _sequences(
@@ -256,9 +304,9 @@ def _choose_attention(
     """Plain attention where its maps are compared, and where torch's fused backward is the slower one."""
     slow_backward = recipe.precision is Precision.BFLOAT16 and not torch.accelerator.is_available()
     if stage.objectives.attention or slow_backward:
-        student.set_attn_implementation("eager")
+        cast(Any, student).set_attn_implementation("eager")
     if stage.objectives.attention and teacher is not None:
-        teacher.model.set_attn_implementation("eager")
+        cast(Any, teacher.model).set_attn_implementation("eager")
 
 
 def _step_size(arguments: TrainingArguments) -> int:
@@ -316,9 +364,6 @@ def distill(
     Raises:
         FFFError: Something does not fit.
     """
-    from fffconvert import hub
-    from fffconvert.distill.recipe import read_recipe
-
     if recipe is None:
         raise FFFError("distill needs a recipe: a fffconvert.distill.Recipe, or the path of a YAML file")
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)

@@ -23,11 +23,11 @@ class TopLogits(NamedTuple):
     """The likeliest predictions, and what is left for all others.
 
     Attributes:
-        index: [positions, k]
+        tokens: [positions, k]
         log_p: [positions, k], at the temperature of the recipe.
     """
 
-    index: Tensor
+    tokens: Tensor
     log_p: Tensor
 
 
@@ -165,7 +165,7 @@ def run(
     taken.states = tuple(states) if wanted.states else ()
     taken.attention = tuple(outputs["attentions"]) if wanted.attention else ()
     if wanted.logits:
-        logits = outputs["logits"]
+        logits = outputs.get("logits", outputs.get("prediction_logits"))
         in_place = positions is not None and logits.shape[:-1] == positions.shape
         taken.logits = logits[positions] if in_place else logits.flatten(0, -2)
     return taken
@@ -179,7 +179,8 @@ def _fields(model: nn.Module) -> tuple[str, ...]:
 @contextmanager
 def _at(model: nn.Module, positions: Tensor | None) -> Iterator[None]:
     """Compute the output projection at some positions only: it is often the widest product of all."""
-    projection = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find: Any = getattr(model, "get_output_embeddings", lambda: None)
+    projection = find()
     if positions is None or not isinstance(projection, nn.Module):
         yield
         return

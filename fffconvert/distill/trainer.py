@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
@@ -41,6 +42,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         **options: As for Trainer.
     """
 
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self,
         model: Distiller,
@@ -55,7 +59,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = True  # sums are divided by the counts of the whole step
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
-        self.label_names = []
+        self.label_names: list[str] = []
         self._sums: dict[str, Tensor] = {}
         self._passes = 0
         self._clock = (time.monotonic(), 0)
@@ -88,15 +92,19 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
                 batch["counts"] = counts
         return batches, None
 
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        """One pass, forward and backward."""
+        try:
+            return cast(Tensor, super().training_step(*args, **options))
+        except RuntimeError as error:
+            raise _out_of_memory(error, self.stage) or error from None
+
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of one pass; its mean over the processes is that of the step."""
         alone = "counts" not in inputs
-        try:
-            found = model(**inputs)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise _out_of_memory(error, self.stage) or error from None
+        found = model(**inputs)
         loss = found["loss"]
         if not alone:
             if not bool(torch.isfinite(loss)):
@@ -118,7 +126,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return loss.detach(), None, None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW; each parameter tensor of an FFF layer has a rate relative to its size."""
+        """AdamW over `parameter_groups`."""
         if self.optimizer is None:
             owner = self.model if model is None else model
             groups = parameter_groups(owner, self.stage)
@@ -131,7 +139,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
             curves = [
-                _curve(self.stage, num_training_steps, frozen=bool(group.get("routes")))
+                _curve(self.stage, num_training_steps, frozen=group["kind"] == "routes")
                 for group in optimizer.param_groups
             ]
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curves)
@@ -176,7 +184,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 Path(folder, COMPLETE).touch()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             kept = last_checkpoint(Path(self.args.output_dir))
             raise FFFError(
@@ -243,27 +251,24 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
 
 
 def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
-    """Groups for the optimiser: one for each parameter tensor of an FFF layer, and two for the rest."""
-    groups: list[dict[str, Any]] = []
-    rest: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    """Groups for the optimiser: hyperplanes, the rest of the FFF layers, other matrices, other vectors."""
+    rate = stage.tree_learning_rate or stage.learning_rate
+    groups: dict[str, dict[str, Any]] = {
+        "routes": {"lr": rate, "weight_decay": 0.0},
+        "trees": {"lr": rate, "weight_decay": 0.0},
+        "matrices": {"lr": stage.learning_rate, "weight_decay": stage.weight_decay},
+        "vectors": {"lr": stage.learning_rate, "weight_decay": 0.0},
+    }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         leaf = name.rpartition(".")[2]
-        if not leaf.startswith("fff_"):
-            rest[parameter.dim() > 1].append(parameter)
-            continue
-        rate = stage.learning_rate
-        if stage.tree_learning_rate:
-            rate = stage.tree_learning_rate * max(
-                float(parameter.detach().float().square().mean().sqrt()), 1e-4
-            )
-        groups.append({"params": [parameter], "lr": rate, "weight_decay": 0.0, "routes": leaf in ROUTES})
-    for matrix, parameters in rest.items():
-        decay = stage.weight_decay if matrix else 0.0
-        if parameters:
-            groups.append({"params": parameters, "lr": stage.learning_rate, "weight_decay": decay})
-    return groups
+        if leaf.startswith("fff_"):
+            kind = "routes" if leaf in ROUTES else "trees"
+        else:
+            kind = "matrices" if parameter.dim() > 1 else "vectors"
+        groups[kind].setdefault("params", []).append(parameter)
+    return [{"kind": kind, **group} for kind, group in groups.items() if "params" in group]
 
 
 def _curve(stage: Stage, steps: int, *, frozen: bool) -> Callable[[int], float]:
@@ -294,7 +299,7 @@ def _forget_old(folder: Path, kept: set[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _out_of_memory(error: BaseException, stage: Stage) -> FFFError | None:
+def _out_of_memory(error: Exception, stage: Stage) -> FFFError | None:
     if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
         return None
     return FFFError(

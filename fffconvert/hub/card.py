@@ -19,12 +19,12 @@ CARD, EVALUATION = "README.md", "eval.json"
 QUALITY_STARTS, QUALITY_ENDS = "<!-- quality -->", "<!-- end of quality -->"
 """Between these stands what `eval.json` says, written anew whenever that changes."""
 TRAINED = (
-    "The model was trained as `fffconvert.yaml` says, on {tokens:,} tokens in {steps:,} steps. The figures of the "
-    "blocks above are from before. Measure on your own task before any use."
+    "The model was trained as `fffconvert.yaml` says, on {tokens:,} tokens in {steps:,} steps. The figures "
+    "of the blocks above are from before. Measure on your own task before any use."
 )
 CONTROL = (
-    "This is no conversion but a control, {control!r}: what a conversion is held against, trained by the same "
-    "recipe. It is of no use by itself."
+    "This is no conversion but a control, {control!r}: what a conversion is held against, trained by the "
+    "same recipe. It is of no use by itself."
 )
 EXPECT = (
     "Nothing has been trained. The layers are fitted block by block, in closed form, so expect clearly worse "

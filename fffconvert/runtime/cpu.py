@@ -24,8 +24,9 @@ from fffconvert.errors import FFFError
 from fffconvert.runtime import reference
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.backend import Backend
+from fffconvert.runtime.leaves import leaf_backward
 from fffconvert.runtime.ops import check_arguments, check_inference_arguments, split_inference_arguments
-from fffconvert.runtime.reference import Scales, Weights
+from fffconvert.runtime.weights import Scales, Weights
 
 INSTRUCTION_SET = "FFFCONVERT_INSTRUCTION_SET"
 """Environment variable that forces one of the library's instruction sets."""
@@ -36,6 +37,7 @@ IO_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Types of inputs that the kernels take."""
 _TREES = Weights._fields.index("leaf_in_weight")
 """So many of the weights belong to the trees, the others to the leaf blocks."""
+_NO_BLOCKS = [None] * (len(Weights._fields) - _TREES)
 _ACTIVATIONS = {name: index for index, name in enumerate(ACTIVATIONS)}
 _LIBRARY_NAME = {"darwin": "libfffcmm.dylib", "win32": "fffcmm.dll"}.get(sys.platform, "libfffcmm.so")
 
@@ -315,9 +317,9 @@ def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) ->
     grad_x = torch.empty(x.shape)
     grads = Weights._make(None if w is None else torch.zeros(w.shape) for w in weights)
     arguments = [tensor.contiguous() for tensor in (grad_y, grad_logits, x, logits, leaf)]
-    trees, grad_trees = Weights(*weights[:_TREES]), Weights(*grads[:_TREES])
+    trees, grad_trees = (Weights._make([*w[:_TREES], *_NO_BLOCKS]) for w in (weights, grads))
     results = [grad_x, *(grad for grad in grad_trees if grad is not None)]
     PreparedLayer(None, trees, Scales(), activation).backward(arguments, len(x), results)
     with torch.autocast("cpu", enabled=False):
-        reference.leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
+        leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
     return [grad_x, *(grad for grad in grads if grad is not None)]

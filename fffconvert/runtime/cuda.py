@@ -25,7 +25,7 @@ from fffconvert.runtime.cupy_steps import (
     token_forward,
     walk,
 )
-from fffconvert.runtime.reference import Scales, Weights
+from fffconvert.runtime.weights import Scales, Weights
 
 FEW_TOKENS = 1024
 """Up to so many tokens, a block takes each of them through the layer. By counting bytes, not measured."""

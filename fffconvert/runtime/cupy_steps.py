@@ -25,7 +25,7 @@ from fffconvert.runtime.cupy_kernels import (
     rows_argument,
     sums_per_block,
 )
-from fffconvert.runtime.reference import Scales, Weights
+from fffconvert.runtime.weights import Scales, Weights
 
 STATIC_SHARED = 48 << 10
 """Shared memory in bytes that every card gives a block."""

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 import fffconvert.runtime.ops  # noqa: F401 (it defines the ops)
-from fffconvert.runtime.reference import Weights
+from fffconvert.runtime.weights import Weights
 
 Shape = Sequence[int]
 

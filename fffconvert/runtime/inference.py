@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fffconvert.runtime import cpu, reference
 from fffconvert.runtime.ops import cmm_inference
-from fffconvert.runtime.reference import Scales, Weights
 from fffconvert.runtime.rows import store_rows
+from fffconvert.runtime.weights import Scales, Weights
 
 
 class Inference:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fffconvert.runtime import reference
 from fffconvert.runtime.activations import ACTIVATIONS
-from fffconvert.runtime.reference import Scales, Weights
+from fffconvert.runtime.weights import Scales, Weights
 
 _WEIGHTS = (
     "Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor? leaf_constant, "

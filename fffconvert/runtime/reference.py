@@ -9,104 +9,20 @@ All is computed in float32 at least (float64 if an operand is).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.leaves import Place, arrivals, leaf_backward
+from fffconvert.runtime.weights import LeafBlock, Scales, Weights
 
 PART_BYTES = 16 << 20
 """Tokens go in parts, so that no tensor of rows gathered for them is larger (but one token always goes)."""
 DENSE_ROWS = 32
 """A level of at most so many rows per tree is a dense product, of which each token keeps its own row's."""
-
-
-_Place = tuple[int, int]
-"""Tree and leaf."""
-
-
-class LeafBlock(NamedTuple):
-    """The leaf blocks' weights and biases; `gate` only where they are gated."""
-
-    up: tuple[Tensor, Tensor]
-    gate: tuple[Tensor, Tensor] | None
-    out: Tensor
-
-
-class Weights(NamedTuple):
-    """Parameters of the trees of one layer, all of one dtype.
-
-    T trees of depth D have N = 2^(D+1) - 1 nodes in heap order and 2^(D+1) leaves. There is an output row per
-    node (B = 1) or per branch (B = 2: branch b of node n has row 2n + b).
-
-    Attributes:
-        in_weight: [T, N, d_in]
-        in_bias: [T, N]
-        out_weight: [T, B * N, d_out]
-        leaf_constant: [T, leaves, d_out], added at the end of a path.
-        leaf_in_weight: [T, leaves, L, d_in]; this, its bias and `leaf_out_weight` are a dense block per leaf.
-        leaf_in_bias: [T, leaves, L]
-        leaf_gate_weight: [T, leaves, L, d_in]; with its bias, what the activation is multiplied by.
-        leaf_gate_bias: [T, leaves, L]
-        leaf_out_weight: [T, leaves, L, d_out]
-    """
-
-    in_weight: Tensor
-    in_bias: Tensor
-    out_weight: Tensor
-    leaf_constant: Tensor | None = None
-    leaf_in_weight: Tensor | None = None
-    leaf_in_bias: Tensor | None = None
-    leaf_gate_weight: Tensor | None = None
-    leaf_gate_bias: Tensor | None = None
-    leaf_out_weight: Tensor | None = None
-
-    @property
-    def depth(self) -> int:
-        """Depth D of the trees."""
-        return int(self.in_weight.shape[1]).bit_length() - 1
-
-    @property
-    def branches(self) -> int:
-        """Output rows per node, B."""
-        return self.out_weight.shape[1] // self.in_weight.shape[1]
-
-    @property
-    def leaf_block(self) -> LeafBlock | None:
-        """The dense blocks at the leaves, if there are any."""
-        if self.leaf_in_weight is None or self.leaf_in_bias is None or self.leaf_out_weight is None:
-            return None
-        gate = None
-        if self.leaf_gate_weight is not None and self.leaf_gate_bias is not None:
-            gate = (self.leaf_gate_weight, self.leaf_gate_bias)
-        return LeafBlock((self.leaf_in_weight, self.leaf_in_bias), gate, self.leaf_out_weight)
-
-    def compute_dtype(self, x: Tensor) -> torch.dtype:
-        """The dtype of logits and sums for the input `x`."""
-        return torch.promote_types(torch.promote_types(x.dtype, self.in_weight.dtype), torch.float32)
-
-
-class Scales(NamedTuple):
-    """What each row of int8 weights is multiplied by, float32; all None for floating point rows.
-
-    Attributes:
-        in_weight: [T, N]
-        out_weight: [T, B * N]
-        leaf_constant: [T, leaves]
-        leaf_in_weight: [T, leaves, L]
-        leaf_gate_weight: [T, leaves, L]
-        leaf_out_weight: [T, leaves, L]
-    """
-
-    in_weight: Tensor | None = None
-    out_weight: Tensor | None = None
-    leaf_constant: Tensor | None = None
-    leaf_in_weight: Tensor | None = None
-    leaf_gate_weight: Tensor | None = None
-    leaf_out_weight: Tensor | None = None
 
 
 def forward(
@@ -154,7 +70,7 @@ def forward(
     if weights.leaf_constant is not None:
         _add_rows(y, weights.leaf_constant, slice(0, 1 << levels), path, x.new_ones(path.shape))
     if (block := weights.leaf_block) is not None:
-        for at, tokens in _arrivals(path, block.out.shape[1]):
+        for at, tokens in arrivals(path, block.out.shape[1]):
             up, gate = _leaf_hidden(x[tokens], block, at)
             y.index_add_(0, tokens, (act.fn(up) * gate) @ block.out[at].to(x.dtype))
     return y.to(dtype), logits, path
@@ -228,75 +144,6 @@ def backward(
         _add_to_rows(grads.leaf_constant, ends, leaf, x.new_ones(leaf.shape), grad_y)
     leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
     return [grad_x.to(dtype), *(grad.to(weights.in_weight.dtype) for grad in grads if grad is not None)]
-
-
-def leaf_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    weights: Weights,
-    leaf: Tensor,
-    activation: str,
-    grad_x: Tensor,
-    grads: Weights,
-) -> None:
-    """Differentiate the leaf blocks, if there are any: add to `grad_x`, write into those of `grads`.
-
-    The tokens are sorted by leaf once, so that each product reads and writes neighbouring rows.
-
-    Args:
-        grad_y: [tokens, d_out], in the computing dtype like all that follow.
-        x: [tokens, d_in]
-        weights: The trees.
-        leaf: [tokens, T], from `forward`.
-        activation: A key of `ACTIVATIONS`.
-        grad_x: [tokens, d_in]
-        grads: Of the shapes of `weights`; leaves that no token visits keep their zeros.
-    """
-    block, grad_block = weights.leaf_block, grads.leaf_block
-    if block is None or grad_block is None:
-        return
-    act, groups = ACTIVATIONS[activation], list(_arrivals(leaf, block.out.shape[1]))
-    order = torch.cat([tokens for _, tokens in groups]) if groups else leaf.new_empty(0)
-    ends = torch.tensor([len(tokens) for _, tokens in groups]).cumsum(0).tolist()
-    at = [(place, slice(end - len(tokens), end)) for (place, tokens), end in zip(groups, ends, strict=True)]
-    x, grad_y = x[order], grad_y[order]
-    up = _by_leaf(x, *block.up, at)
-    grad_hidden = _by_leaf(grad_y, block.out, None, at)
-    a = act.fn(up)
-    grad_up = act.derivative(up).mul_(grad_hidden)
-    if block.gate is not None and grad_block.gate is not None:
-        gate = _by_leaf(x, *block.gate, at)
-        grad_up *= gate
-        grad_hidden *= a
-        grad_x.index_add_(0, order, _affine_backward(grad_hidden, x, block.gate, grad_block.gate, at))
-        a = a * gate
-    grad_x.index_add_(0, order, _affine_backward(grad_up, x, block.up, grad_block.up, at))
-    for place, part in at:
-        torch.mm(a[part].T, grad_y[part], out=grad_block.out[place])
-
-
-def _by_leaf(x: Tensor, weight: Tensor, bias: Tensor | None, at: Sequence[tuple[_Place, slice]]) -> Tensor:
-    """Multiply each leaf's tokens by its matrix, [T, leaves, m, n]: [tokens, n] to [tokens, m]."""
-    y = x.new_empty(len(x), weight.shape[2])
-    for place, part in at:
-        torch.mm(x[part], weight[place].to(x.dtype).T, out=y[part])
-        if bias is not None:
-            y[part] += bias[place].to(x.dtype)
-    return y
-
-
-def _affine_backward(
-    grad: Tensor,
-    x: Tensor,
-    parameters: tuple[Tensor, Tensor],
-    grad_parameters: tuple[Tensor, Tensor],
-    at: Sequence[tuple[_Place, slice]],
-) -> Tensor:
-    """Write the gradients of each leaf's weight and bias; return that of `x`: [tokens, d_in]."""
-    for place, part in at:
-        torch.mm(grad[part].T, x[part], out=grad_parameters[0][place])
-        torch.sum(grad[part], 0, out=grad_parameters[1][place])
-    return _by_leaf(grad, parameters[0].transpose(2, 3), None, at)
 
 
 def _level(k: int, rows_per_node: int = 1) -> slice:
@@ -394,23 +241,12 @@ def _spread(index: Tensor, factor: Tensor, count: int) -> Tensor:
     return zeros.scatter_(2, index[:, :, None], factor[:, :, None]).flatten(1)
 
 
-def _arrivals(leaf: Tensor, leaves: int) -> Iterator[tuple[_Place, Tensor]]:
-    """The tokens [m] that arrive at each visited (tree, leaf)."""
-    trees = leaf.shape[1]
-    place = (leaf + leaves * torch.arange(trees, device=leaf.device)).flatten()
-    place, order = place.sort(stable=True)
-    visited, counts = torch.unique_consecutive(place, return_counts=True)
-    groups = torch.split(order // trees, counts.tolist())
-    for at, tokens in zip(visited.tolist(), groups, strict=True):
-        yield divmod(at, leaves), tokens
-
-
-def _leaf_hidden(x: Tensor, block: LeafBlock, at: _Place) -> tuple[Tensor, Tensor]:
+def _leaf_hidden(x: Tensor, block: LeafBlock, at: Place) -> tuple[Tensor, Tensor]:
     """The neurons of one leaf before the activation, and the gate (ones if there is none): [m, L] each."""
     up = _affine(x, block.up, at)
     return up, torch.ones_like(up) if block.gate is None else _affine(x, block.gate, at)
 
 
-def _affine(x: Tensor, parameters: tuple[Tensor, Tensor], at: _Place) -> Tensor:
+def _affine(x: Tensor, parameters: tuple[Tensor, Tensor], at: Place) -> Tensor:
     weight, bias = parameters
     return F.linear(x, weight[at].to(x.dtype), bias[at].to(x.dtype))

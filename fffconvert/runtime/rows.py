@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fffconvert.runtime.reference import Scales, Weights
+from fffconvert.runtime.weights import Scales, Weights
 
 ROW_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 """Types in which rows can be stored, by name."""

@@ -1,6 +1,6 @@
 """Routing while training: hard, straight-through or soft decisions, leaks, and terms that shape them.
 
-All of it is one switch on `FFFLayer`, `routing`; without it, and where no gradient is asked for, routing is hard.
+All of it is `FFFLayer.routing`; without it, and where no gradient is asked for, routing is hard.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class TrainingRouting:
         if not self.leak:
             return cmm(x, weights, activation)
         turned = torch.rand(len(x), len(weights.in_weight), weights.depth + 1, device=x.device) < self.leak
-        y, logits, leaf = _Leaking.apply(x, turned, activation, *weights)
+        y, logits, leaf = _Leaking.apply(x, turned, activation, *weights)  # type: ignore[no-untyped-call]
         return y, logits, leaf
 
     def _soft(self, x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,37 +123,37 @@ def expectation(
     dtype = weights.compute_dtype(x)
     x = x.to(dtype)
     trees, nodes, d_in = weights.in_weight.shape
-    with torch.autocast(x.device.type, enabled=False):
-        logits = F.linear(
-            x, weights.in_weight.reshape(-1, d_in).to(dtype), weights.in_bias.flatten().to(dtype)
-        )
-        logits = logits.view(-1, trees, nodes)
-        values = act.fn(logits)
-        reach = x.new_ones(len(x), trees, 1)
-        factors = []
-        for k in range(weights.depth + 1):
-            level = slice(2**k - 1, 2 ** (k + 1) - 1)
-            s = logits[:, :, level]
-            right = (s > 0).to(dtype) if temperature is None else torch.sigmoid(s / temperature)
-            if leak:
-                right = torch.where(torch.rand_like(right) < leak, 1 - right, right)
-            below = torch.stack([reach * (1 - right), reach * right], -1)
-            value = values[:, :, level]
-            value = value.detach() if decisions_only else value
-            factors.append((value[..., None] * below).flatten(2) if branches == 2 else value * reach)
-            reach = below.flatten(2)
-        rows = [weights.out_weight.reshape(-1, weights.out_weight.shape[2])]
-        terms = [torch.cat(factors, 2).flatten(1)]
-        if weights.leaf_constant is not None:
-            terms.append(reach.flatten(1))
-            rows.append(weights.leaf_constant.flatten(0, 1))
-        if weights.leaf_block is not None:
-            hidden = _leaf_hidden(x, weights, activation)
-            hidden = hidden.detach() if decisions_only else hidden
-            terms.append((hidden * reach[..., None]).flatten(1))
-            rows.append(weights.leaf_block.out.flatten(0, 2))
-        matrix = torch.cat(rows).to(dtype)
-        return torch.cat(terms, 1) @ (matrix.detach() if decisions_only else matrix)
+    with torch.autocast(x.device.type, enabled=False):  # decisions are not to be rounded
+        rows = weights.in_weight.reshape(-1, d_in).to(dtype)
+        logits = F.linear(x, rows, weights.in_bias.flatten().to(dtype)).view(-1, trees, nodes)
+    values = act.fn(logits)
+    values = values.detach() if decisions_only else values
+    reach = x.new_ones(len(x), trees, 1)
+    factors = []
+    for k in range(weights.depth + 1):
+        level = slice(2**k - 1, 2 ** (k + 1) - 1)
+        s = logits[:, :, level]
+        right = (s > 0).to(dtype) if temperature is None else torch.sigmoid(s / temperature)
+        if leak:
+            right = torch.where(torch.rand_like(right) < leak, 1 - right, right)
+        below = torch.stack([reach * (1 - right), reach * right], -1)
+        value = values[:, :, level]
+        factors.append((value[..., None] * below).flatten(2) if branches == 2 else value * reach)
+        reach = below.flatten(2)
+    matrices = [weights.out_weight.flatten(0, 1)]
+    terms = [torch.cat(factors, 2).flatten(1)]
+    if weights.leaf_constant is not None:
+        terms.append(reach.flatten(1))
+        matrices.append(weights.leaf_constant.flatten(0, 1))
+    if weights.leaf_block is not None:
+        hidden = _leaf_hidden(x, weights, activation)
+        hidden = hidden.detach() if decisions_only else hidden
+        terms.append((hidden * reach[..., None]).flatten(1))
+        matrices.append(weights.leaf_block.out.flatten(0, 2))
+    y = x.new_zeros(len(x), weights.out_weight.shape[2])
+    for term, matrix in zip(terms, matrices, strict=True):
+        y = y + term @ (matrix.detach() if decisions_only else matrix).to(dtype)
+    return y
 
 
 def _leaf_hidden(x: Tensor, weights: Weights, activation: str) -> Tensor:

@@ -1,0 +1,89 @@
+"""The parameters of one layer's trees, as the ops take them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LeafBlock(NamedTuple):
+    """The leaf blocks' weights and biases; `gate` only where they are gated."""
+
+    up: tuple[Tensor, Tensor]
+    gate: tuple[Tensor, Tensor] | None
+    out: Tensor
+
+
+class Weights(NamedTuple):
+    """Parameters of the trees of one layer, all of one dtype.
+
+    T trees of depth D have N = 2^(D+1) - 1 nodes in heap order and 2^(D+1) leaves. There is an output row per
+    node (B = 1) or per branch (B = 2: branch b of node n has row 2n + b).
+
+    Attributes:
+        in_weight: [T, N, d_in]
+        in_bias: [T, N]
+        out_weight: [T, B * N, d_out]
+        leaf_constant: [T, leaves, d_out], added at the end of a path.
+        leaf_in_weight: [T, leaves, L, d_in]; this, its bias and `leaf_out_weight` are a dense block per leaf.
+        leaf_in_bias: [T, leaves, L]
+        leaf_gate_weight: [T, leaves, L, d_in]; with its bias, what the activation is multiplied by.
+        leaf_gate_bias: [T, leaves, L]
+        leaf_out_weight: [T, leaves, L, d_out]
+    """
+
+    in_weight: Tensor
+    in_bias: Tensor
+    out_weight: Tensor
+    leaf_constant: Tensor | None = None
+    leaf_in_weight: Tensor | None = None
+    leaf_in_bias: Tensor | None = None
+    leaf_gate_weight: Tensor | None = None
+    leaf_gate_bias: Tensor | None = None
+    leaf_out_weight: Tensor | None = None
+
+    @property
+    def depth(self) -> int:
+        """Depth D of the trees."""
+        return int(self.in_weight.shape[1]).bit_length() - 1
+
+    @property
+    def branches(self) -> int:
+        """Output rows per node, B."""
+        return self.out_weight.shape[1] // self.in_weight.shape[1]
+
+    @property
+    def leaf_block(self) -> LeafBlock | None:
+        """The dense blocks at the leaves, if there are any."""
+        if self.leaf_in_weight is None or self.leaf_in_bias is None or self.leaf_out_weight is None:
+            return None
+        gate = None
+        if self.leaf_gate_weight is not None and self.leaf_gate_bias is not None:
+            gate = (self.leaf_gate_weight, self.leaf_gate_bias)
+        return LeafBlock((self.leaf_in_weight, self.leaf_in_bias), gate, self.leaf_out_weight)
+
+    def compute_dtype(self, x: Tensor) -> torch.dtype:
+        """The dtype of logits and sums for the input `x`."""
+        return torch.promote_types(torch.promote_types(x.dtype, self.in_weight.dtype), torch.float32)
+
+
+class Scales(NamedTuple):
+    """What each row of int8 weights is multiplied by, float32; all None for floating point rows.
+
+    Attributes:
+        in_weight: [T, N]
+        out_weight: [T, B * N]
+        leaf_constant: [T, leaves]
+        leaf_in_weight: [T, leaves, L]
+        leaf_gate_weight: [T, leaves, L]
+        leaf_out_weight: [T, leaves, L]
+    """
+
+    in_weight: Tensor | None = None
+    out_weight: Tensor | None = None
+    leaf_constant: Tensor | None = None
+    leaf_in_weight: Tensor | None = None
+    leaf_gate_weight: Tensor | None = None
+    leaf_out_weight: Tensor | None = None

@@ -1,0 +1,73 @@
+"""Make an ordinary masked-language-model folder of the reaction model in the package rxnfp.
+
+The package carries weights without a model type and a vocabulary without a tokenizer. The model was trained
+behind a splitter of SMILES that also broke at punctuation, and knows no token that is split otherwise.
+
+    pip install --no-deps rxnfp==0.1.0
+    python recipes/rxnfp/prepare.py rxnfp-mlm reactions.txt.gz
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import BertForMaskedLM, PreTrainedTokenizerFast
+
+from fffconvert import hub
+from fffconvert.fitreport.tasks import SMILES, read_lines
+
+SOURCE = "pkg:rxnfp/bert_pretrained"
+
+
+def reaction_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
+    """A tokenizer of reaction SMILES: [CLS], the pieces, [SEP]; pieces that the vocabulary lacks are [UNK].
+
+    Args:
+        vocabulary: Token to id.
+    """
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SMILES.pattern), "removed", invert=True),
+            pre_tokenizers.Punctuation("isolated"),
+        ]
+    )
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+        model_max_length=512,
+    )
+
+
+def prepare(output: Path, reactions: Path | None = None) -> None:
+    """Write the folder: config, weights and tokenizer; and reactions, one per line, as `reactions.jsonl`."""
+    loaded = hub.load(SOURCE)
+    lines = Path(loaded.source.location, "vocab.txt").read_text(encoding="utf-8").splitlines()
+    model = BertForMaskedLM(loaded.model.config)
+    missing = model.load_state_dict(loaded.model.state_dict(), strict=False).missing_keys
+    if missing:
+        raise SystemExit(f"{SOURCE} lacks {', '.join(missing)}; expected rxnfp 0.1.0")
+    model.save_pretrained(output)
+    reaction_tokenizer({token: index for index, token in enumerate(lines)}).save_pretrained(output)
+    if reactions is not None:
+        rows = [json.dumps({"text": line}) for line in read_lines(reactions)]
+        (output / "reactions.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="Folder to write.")
+    parser.add_argument("reactions", type=Path, nargs="?", help="Gzipped reaction SMILES, one per line.")
+    arguments = parser.parse_args()
+    prepare(arguments.output, arguments.reactions)
