@@ -11,6 +11,12 @@ from fffconvert.cli import eval_tables
 from fffconvert.cli.commands import AsJson, Debug, Model, RemoteCode, Revision, app
 from fffconvert.cli.reporting import one_line_errors, output
 
+TASKS = (
+    "sts-b, sts12 to sts16, sick-r (or sts), retrieval, probe-ag-news, probe-imdb, probe-mr, probe-subj, "
+    "probe-20newsgroups (or probe), cola, sst-2, mrpc, glue-sts-b, qqp, mnli, mnli-mm, qnli, rte, wnli "
+    "(or glue), mlm, pseudo-perplexity, perplexity, agreement, token-agreement, robustness, ablation, routing"
+)
+
 
 @app.command("eval")
 @one_line_errors
@@ -18,9 +24,12 @@ def evaluate(
     model: Model,
     task: Annotated[
         list[str],
-        typer.Option(help="What to measure; may be repeated. sts, probe and glue stand for several tasks."),
+        typer.Option(help=f"What to measure; may be repeated: {TASKS}."),
     ],
-    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="The model before conversion.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The model before conversion; by default what DIR says it was."),
+    ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,6 +55,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of kept results; a stopped evaluation goes on from there."),
     ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
     destination: Annotated[
         Path | None,
         typer.Option(
@@ -80,6 +90,7 @@ def evaluate(
             epochs=epochs,
             cache=cache,
             output=destination,
+            device=device,
             revision=revision,
             trust_remote_code=trust_remote_code,
         )

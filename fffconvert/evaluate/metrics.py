@@ -38,7 +38,7 @@ class Metric:
     higher_is_better: bool = True
 
 
-def bootstrap(compute: Callable[[Units], float], units: Units, *, resamples: int = RESAMPLES) -> Interval:
+def bootstrap(compute: Callable[[Units], float], units: Units, *, resamples: int | None = None) -> Interval:
     """95 % percentile interval of a figure, over units drawn with replacement.
 
     Draws on which the figure is undefined (a correlation of constants) do not count.
@@ -46,7 +46,7 @@ def bootstrap(compute: Callable[[Units], float], units: Units, *, resamples: int
     Args:
         compute: The figure.
         units: [n, columns]
-        resamples: How many times to draw.
+        resamples: How many times to draw; `RESAMPLES` by default.
 
     Returns:
         Lower and upper end; both NaN if there are fewer than two units, or it is undefined on all draws.
@@ -59,7 +59,7 @@ def bootstrap(compute: Callable[[Units], float], units: Units, *, resamples: int
             (np.arange(len(units)),),
             lambda rows: compute(units[rows]),
             vectorized=False,
-            n_resamples=resamples,
+            n_resamples=resamples or RESAMPLES,
             method="percentile",
             random_state=np.random.default_rng(0),
         ).bootstrap_distribution

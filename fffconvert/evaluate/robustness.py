@@ -20,6 +20,7 @@ from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import TASKS, Options, Task, causal
 
 DOMAINS = {
+    "wikipedia": "text/wiki_en/test",
     "novels": "text/books/test",
     "news": "text/news_abc2006",
     "biomedicine": "ood/biomed_pubmedqa",

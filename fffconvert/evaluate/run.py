@@ -12,10 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from torch import nn
 
 from fffconvert import __version__
-from fffconvert.errors import FFFError
+from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluate.ablation import ablation
 from fffconvert.evaluate.compare import measure, row
 from fffconvert.evaluate.data import NotThere
@@ -49,6 +51,7 @@ def evaluate(
     epochs: int = EPOCHS,
     cache: str | Path | None = None,
     output: str | Path | None = None,
+    device: str = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def evaluate(
         model: A name (hub id, folder, GGUF file, `pkg:DIST[/PATH]`) or a model in memory.
         tasks: Names, see `fffconvert.evaluate.TASKS`; "sts", "probe" and "glue" stand for several. Further
             "robustness", "ablation" and "routing".
-        teacher: The model before conversion.
+        teacher: The model before conversion; by default what the folder of a conversion says that it was.
         controls: Models to hold it against, by name: "deleted", "dense", "random-routing" or others.
         tokenizer: Of models in memory.
         data_dir: Folder of local task data; by default data comes from the hub.
@@ -71,6 +74,7 @@ def evaluate(
         epochs: Passes over the training rows of those tasks.
         cache: Folder of kept results; `~/.cache/fffconvert/evaluations` by default.
         output: File to write the results to, besides `eval.json` in the folder of a converted model.
+        device: Where models that are read by name go, as in "cuda"; those in memory stay where they are.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the code that a repository brings along.
 
@@ -89,7 +93,13 @@ def evaluate(
     for what, value, low in (("limit", limit, 2), ("seeds", seeds, 1), ("epochs", epochs, 1)):
         if value is not None and value < low:
             raise FFFError(f"{what} is {value}; expected at least {low}")
-    subjects = _subjects(model, teacher, controls or {}, tokenizer, revision, trust_remote_code)
+    reading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": _device(device)}
+    teacher = _original(model, reading) if teacher is None else teacher
+    given = ({} if teacher is None else {"teacher": teacher}) | _roles(controls or {})
+    subjects = [
+        Subject("model", model, tokenizer, revision=revision, **reading),
+        *(Subject(role, other, tokenizer, **reading) for role, other in given.items()),
+    ]
     first, beside = subjects[0], next((s for s in subjects if s.role == "teacher"), None)
     data = _read(names, options) if names else {}
     for name in data:
@@ -148,24 +158,42 @@ def _read(names: Mapping[str, bool], options: Options) -> dict[str, tuple[Any, s
     return found
 
 
-def _subjects(
-    model: Any,
-    teacher: Any,
-    controls: Mapping[str, Any],
-    tokenizer: Any,
-    revision: str | None,
-    trust_remote_code: bool,
-) -> list[Subject]:
+def _original(model: Any, reading: Mapping[str, Any]) -> str | None:
+    """The model that the folder of a conversion was made from, if it can still be read."""
+    if not isinstance(model, (str, Path)):
+        return None
+    path = Path(model).expanduser() / RECIPE
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    name = recipe.get("model") if isinstance(recipe, dict) else None
+    if not isinstance(name, str):
+        return None
+    try:
+        _ = Subject("teacher", name, **reading).tokenizer
+    except FFFError as error:
+        warnings.warn(f"goes on without the original {name} as teacher: {error}", stacklevel=3)
+        return None
+    return name
+
+
+def _roles(controls: Mapping[str, Any]) -> dict[str, Any]:
+    """Controls by the names that they have in the results."""
     roles = {name.replace("-", "_"): given for name, given in controls.items()}
     for name in roles:
         if name in RESERVED or not name.isidentifier():
             raise FFFError(f"control {name!r} cannot be called so; expected deleted, dense, random-routing")
-    own = Subject("model", model, tokenizer, revision=revision, trust_remote_code=trust_remote_code)
-    given = ({} if teacher is None else {"teacher": teacher}) | roles
-    return [
-        own,
-        *(Subject(role, o, tokenizer, trust_remote_code=trust_remote_code) for role, o in given.items()),
-    ]
+    return roles
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise FFFError(f"device {name} cannot be used: {first_line(error)}; expected cpu or cuda") from error
+    return device
 
 
 def environment() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fffconvert import hub
@@ -25,6 +26,7 @@ class Subject:
         tokenizer: Of a model in memory, or of a folder that has none.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the code that a repository brings along.
+        device: Where a model that is read by name goes.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class Subject:
         *,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.role = role
         self._given = model
         self._tokenizer = tokenizer
         self._revision, self._trust_remote_code = revision, trust_remote_code
+        self._device = device
 
     @property
     def name(self) -> str:
@@ -50,7 +54,11 @@ class Subject:
     def _loaded(self) -> hub.Loaded | None:
         if isinstance(self._given, nn.Module):
             return None
-        return hub.load(str(self._given), revision=self._revision, trust_remote_code=self._trust_remote_code)
+        loaded = hub.load(
+            str(self._given), revision=self._revision, trust_remote_code=self._trust_remote_code
+        )
+        loaded.model.to(self._device)
+        return loaded
 
     @property
     def model(self) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fffconvert.errors import FFFError
 from fffconvert.evaluate import agreement, language, sentence
 from fffconvert.evaluate.batches import longest
-from fffconvert.evaluate.data import Table, find_file, read_table, read_text
+from fffconvert.evaluate.data import NotThere, Table, find_file, read_table, read_text
 from fffconvert.evaluate.glue import EPOCHS, GLUE, Glue, fine_tune
 from fffconvert.evaluate.metrics import ACCURACY, PEARSON, SPEARMAN, Metric, Units, perplexity, ratio
 from fffconvert.evaluate.subject import Subject
@@ -193,12 +193,21 @@ def _glue(name: str, task: Glue) -> Task:
 
 
 def read_documents(options: Options) -> tuple[tuple[str, ...], str]:
-    """The text of the language model tasks: the files named, or WikiText-2 test."""
+    """The text of the language model tasks: the files named, or WikiText-2 test.
+
+    Raises:
+        FFFError: It is not there.
+    """
     if options.texts:
         return read_text(options.texts), ", ".join(path.name for path in options.texts)
     if options.data_dir is not None:
-        path = find_file(options.data_dir, WIKITEXT)
-        return read_text([path]), WIKITEXT[0]
+        try:
+            path = find_file(options.data_dir, WIKITEXT)
+        except NotThere:
+            raise NotThere(
+                f"data folder {options.data_dir} has no {WIKITEXT[0]}; name text with --text"
+            ) from None
+        return read_text([path]), path.relative_to(options.data_dir).as_posix()
     hub = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
     rows, source = read_table(Table(WIKITEXT, hub, ("text",)), None)
     return ("".join(row["text"] for row in rows),), source

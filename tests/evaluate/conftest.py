@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from fffconvert.evaluate import metrics
+
 WORDS = [f"{first}{second}" for first in "bdfgkl" for second in ("a", "e", "i", "o", "u")]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -44,6 +46,12 @@ def make(kind: str, seed: int = 0) -> PreTrainedModel:
         return LlamaForCausalLM(LlamaConfig(vocab_size=40, max_position_embeddings=64, **sizes)).eval()
     config = BertConfig(vocab_size=40, initializer_range=0.3, max_position_embeddings=64, **SIZES)
     return CLASSES[kind](config).eval()
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals as a whole are checked in `test_metrics.py`."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 100)
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_perplexity_is_of_the_mean_over_tokens_and_not_over_windows():
 
 def test_the_interval_is_scipys():
     values = RNG.gamma(2.0, size=80)
-    low, high = bootstrap(lambda units: float(units[:, 0].mean()), values[:, None])
+    low, high = bootstrap(lambda units: float(units[:, 0].mean()), values[:, None], resamples=2000)
     expected = stats.bootstrap(
         (values,), np.mean, method="percentile", random_state=np.random.default_rng(1), n_resamples=9999
     ).confidence_interval

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def test_what_was_measured_is_not_measured_again(
 
 def test_results_are_merged_task_by_task(tmp_path: Path, save: Callable[..., Path], place: list[object]):
     model = save("encoder")
-    (model / "fffconvert.yaml").write_text("model: x\n")
+    (model / "fffconvert.yaml").write_text("made: by hand\n")
     for task in ("sts-b", "sts12"):
         assert call(model, "--task", task, *place).exit_code == 0
     document = json.loads((model / "eval.json").read_text())
@@ -150,6 +151,18 @@ def test_results_are_merged_task_by_task(tmp_path: Path, save: Callable[..., Pat
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(FFFError, match="no file of results"):
         write_results(tmp_path / "other.json", document)
+
+
+def test_the_original_of_a_conversion_is_its_teacher(save: Callable[..., Path], place: list[object]):
+    model, teacher = save("encoder"), save("encoder", 1)
+    (model / "fffconvert.yaml").write_text(f"model: {teacher}\n")
+    document = json.loads(call(model, "--task", "sts-b", *place, "--json").stdout)
+    assert document["teacher"] == str(teacher)
+    assert document["tasks"]["sts-b"]["retained"] is not None
+    (model / "fffconvert.yaml").write_text("model: ./gone\n")
+    with pytest.warns(UserWarning, match="goes on without the original ./gone as teacher: no model folder"):
+        result = call(model, "--task", "sts-b", *place, "--json")
+    assert json.loads(result.stdout)["teacher"] is None
 
 
 def test_models_in_memory(build: Any, tokenizer: Any, data: Path, tmp_path: Path):
@@ -192,6 +205,7 @@ def test_a_teacher_with_another_tokenizer_or_width(save: Callable[..., Path], pl
         (["--task", "sts-b", "--control", "value=x"], "cannot be called so"),
         (["--task", "sts-b", "--limit", "1"], "Invalid value for '--limit'"),
         (["--task", "sts-b", "--teacher", "./none"], "no model folder ./none"),
+        (["--task", "sts-b", "--device", "abacus"], "device abacus cannot be used"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, save: Callable[..., Path], place: list[object]):
@@ -207,3 +221,14 @@ def test_shares():
     assert retained(ACCURACY, [own, teacher]) == pytest.approx(7 / 9)
     assert recovered(ACCURACY, [own, teacher, deleted]) == pytest.approx(0.5)
     assert np.isnan(recovered(ACCURACY, [own, teacher, teacher]))
+
+
+def test_the_help_names_every_task(data: Path, save: Callable[..., Path], place: list[object]):
+    from fffconvert.cli import eval as command
+
+    assert {*TASKS, *run.SECTIONS} - {"sts13", "sts14", "sts15"} <= set(re.split(r"[ ,()]+", command.TASKS))
+    for path in (data / "text/wikitext2").iterdir():
+        path.unlink()
+    assert "has no text/wikitext2/wiki.test.raw; name text with --text" in one_line(
+        call(save("masked"), "--task", "mlm", *place)
+    )
