@@ -127,8 +127,7 @@ def evaluate(
     document["environment"] = environment()
     for path in _destinations(model, output):
         write_results(path, document)
-        if path.name == RESULTS:
-            update_card(path.parent)
+        update_card(path.parent)
     return document
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fffconvert import __version__
@@ -12,7 +14,7 @@ from fffconvert.errors import FFFError
 from fffconvert.figures import figure_class
 from fffconvert.hub.card import update_card
 from fffconvert.report.documents import METRICS, Conversion, read_conversion
-from fffconvert.report.page import Finding, Page, Table, number, percent
+from fffconvert.report.page import Finding, Page, Section, Table, number, percent
 from fffconvert.report.render import GENERATOR, environment, to_html, to_markdown
 from fffconvert.report.sections import about, converted, quality, routing, shifted, speed, sweep, training
 
@@ -98,9 +100,19 @@ def build(conversions: Sequence[Conversion]) -> Page:
         tiles=_tiles(conversions[0]) if len(conversions) == 1 else (),
         overview=_overview(conversions) if len(conversions) > 1 else None,
         findings=findings,
-        sections=tuple(section(conversions) for section in SECTIONS),
+        sections=tuple(_named(section(conversions), conversions) for section in SECTIONS),
         footer=f"Written by fffconvert {__version__}.",
     )
+
+
+def _named(section: Section, conversions: Sequence[Conversion]) -> Section:
+    """The section with its command for the folder and the model, where there is one of each."""
+    if len(conversions) != 1:
+        return section
+    (one,) = conversions
+    names = {"DIR": shlex.quote(str(one.folder)), "MODEL": shlex.quote(one.base)}
+    command = re.sub(r"\b(DIR|MODEL)\b", lambda match: names[match[1]], section.command)
+    return replace(section, command=command)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

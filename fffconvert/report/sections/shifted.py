@@ -50,9 +50,7 @@ def robustness(conversions: Sequence[Conversion]) -> Section:
             )
             parts.append(Figure(_overlap(found.rows, f"overlap{index}", caption), caption))
         parts.append(_robustness_table(found.rows))
-    return Section(
-        "robustness", "Robustness", tuple(parts), "fffconvert eval DIR --task robustness --teacher MODEL"
-    )
+    return Section("robustness", "Robustness", tuple(parts), "fffconvert eval DIR --task robustness")
 
 
 def ablation(conversions: Sequence[Conversion]) -> Section:

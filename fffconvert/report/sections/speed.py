@@ -39,7 +39,7 @@ def section(conversions: Sequence[Conversion]) -> Section:
                 "runs near the processor's peak. No runtime can pass the cap by its feedforward blocks alone."
             )
         )
-    return Section("speed", "Speed", tuple(parts), "fffconvert bench DIR -o DIR/bench.json")
+    return Section("speed", "Speed", tuple(parts), "fffconvert bench DIR")
 
 
 def _table(rows: Sequence[BenchRow]) -> Table:
