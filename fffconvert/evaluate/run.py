@@ -28,6 +28,7 @@ from fffconvert.evaluate.routing import routing
 from fffconvert.evaluate.store import Store, default_folder, digest
 from fffconvert.evaluate.subject import Subject, check_comparable
 from fffconvert.evaluate.tasks import TASKS, Options, resolve_tasks
+from fffconvert.hub.card import update_card
 from fffconvert.hub.output import RECIPE
 from fffconvert.runtime.backends import cpu
 
@@ -131,6 +132,7 @@ def evaluate(
         write_whole(Path(output), document)
     if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
         write_results(Path(model).expanduser() / RESULTS, document)
+        update_card(Path(model).expanduser())
     return document
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fffconvert import __version__
@@ -12,7 +14,7 @@ from fffconvert.errors import FFFError
 from fffconvert.figures import figure_class
 from fffconvert.hub.card import update_card
 from fffconvert.report.documents import METRICS, Conversion, read_conversion
-from fffconvert.report.page import Finding, Page, Table, number, percent
+from fffconvert.report.page import Finding, Page, Section, Table, number, percent
 from fffconvert.report.render import GENERATOR, environment, to_html, to_markdown
 from fffconvert.report.sections import about, converted, quality, routing, shifted, speed, sweep, training
 
@@ -98,9 +100,19 @@ def build(conversions: Sequence[Conversion]) -> Page:
         tiles=_tiles(conversions[0]) if len(conversions) == 1 else (),
         overview=_overview(conversions) if len(conversions) > 1 else None,
         findings=findings,
-        sections=tuple(section(conversions) for section in SECTIONS),
+        sections=tuple(_named(section(conversions), conversions) for section in SECTIONS),
         footer=f"Written by fffconvert {__version__}.",
     )
+
+
+def _named(section: Section, conversions: Sequence[Conversion]) -> Section:
+    """The section with its command for the folder and the model, where there is one of each."""
+    if len(conversions) != 1:
+        return section
+    (one,) = conversions
+    names = {"DIR": shlex.quote(str(one.folder)), "MODEL": shlex.quote(one.base)}
+    command = re.sub(r"\b(DIR|MODEL)\b", lambda match: names[match[1]], section.command)
+    return replace(section, command=command)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -123,13 +135,11 @@ def _tiles(conversion: Conversion) -> tuple[tuple[str, str], ...]:
             if task.retained is not None:
                 more = "" if task.recovered is None else f"; {percent(task.recovered)} recovered"
                 tiles.append((percent(task.retained), f"retained on {name}{more}"))
-    if conversion.benchmark:
-        speedups = [row for row in conversion.benchmark.rows if row.speedup_vs_torch is not None]
-        if speedups:
-            best = max(speedups, key=lambda row: row.speedup_vs_torch or 0)
-            cap = "" if best.amdahl_cap is None else f", of at most {best.amdahl_cap:.2f}x"
-            size = f"{best.runtime}, {best.batch}x{best.length}"
-            tiles.append((f"{best.speedup_vs_torch:.2f}x", f"end to end at best ({size}){cap}"))
+    best = conversion.benchmark.best if conversion.benchmark else None
+    if best is not None:
+        cap = "" if best.amdahl_cap is None else f", of at most {best.amdahl_cap:.2f}x"
+        size = f"{best.runtime}, {best.batch}x{best.length}"
+        tiles.append((f"{best.speedup_vs_torch:.2f}x", f"end to end at best ({size}){cap}"))
     return tuple(tiles)
 
 

@@ -18,6 +18,8 @@ Kind = TypeVar("Kind")
 RECIPE, METRICS, TRAINING = "fffconvert.yaml", "metrics.json", "training.jsonl"
 EVALUATION, BENCHMARK, SWEEP = "eval.json", "bench.json", "sweep.json"
 DOCUMENTS = (METRICS, RECIPE, TRAINING, EVALUATION, BENCHMARK, SWEEP)
+OURS = ("fffconvert", "deployed", "undeployed")
+"""How the names of runtimes begin that compute trees; others are baselines."""
 
 
 @dataclass(frozen=True)
@@ -204,14 +206,37 @@ class BenchRow:
     amdahl_cap: float | None = None
     max_error: float | None = None
 
+    @property
+    def ours(self) -> bool:
+        """Whether it computes the converted model, and not a baseline."""
+        return self.runtime.startswith(OURS)
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """Milliseconds by part of the model, at one size, in one runtime."""
+
+    runtime: str
+    batch: int
+    length: int
+    ms: dict[str, float]
+
 
 @dataclass(frozen=True)
 class Benchmark:
     """`bench.json`."""
 
     rows: tuple[BenchRow, ...]
-    profile: Any = None
+    profile: tuple[ProfileRow, ...] = ()
     machine: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> BenchRow | None:
+        """The largest speed-up of the converted model, in whatever runtime of ours."""
+        ours = [row for row in self.rows if row.ours and row.speedup_vs_torch is not None]
+        return max(ours, key=lambda row: row.speedup_vs_torch or 0.0, default=None)
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(way: str, encoder: Path
 
 
 def test_accumulated_passes_train_as_one_batch(converted: Callable[[str], Path], text: Path, tmp_path: Path):
-    # All sums but that over pairs of sentences add up over passes; clipped, so that one number tells them apart.
+    # All sums but that over pairs of sentences add up over passes; clipped, so that the size counts too.
     recipe = recipe_of(text, {"hidden_states": 1.0, "mlm": 1.0, "embedding_cosine": 1.0})
     distill_model(converted("masked"), recipe, tmp_path / "one")
     parts = replace(recipe, stages=(replace(recipe.stages[0], batch_size=2, accumulation=4),))

@@ -71,7 +71,7 @@ def test_on_a_desk(page: Path, tmp_path: Path):
     found, console = browse(page, tmp_path, "--window-size=1200,900")
     assert console == ["probed"]
     assert found["page"] <= found["width"] == 1200
-    assert len(found["pictures"]) == 15
+    assert len(found["pictures"]) == 16
     for picture in found["pictures"]:
         assert picture["width"] > 350
         assert picture["height"] > 80

@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from fffconvert.cli import app
 from fffconvert.cli import report as command
 from fffconvert.errors import FFFError
+from fffconvert.evaluate import compare
 from fffconvert.evaluate.sweep import Grid
 from fffconvert.report import full
 from fffconvert.report.full import FullSettings, full_report
@@ -77,8 +79,10 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "PATH_DEPTH", 3)
     monkeypatch.setattr(full, "LEAF_DEPTH", 1)
     monkeypatch.setattr(full, "EPOCHS", 1)
+    monkeypatch.setattr(compare, "bootstrap", partial(compare.bootstrap, resamples=20))
 
 
+@pytest.mark.slow
 def test_is_made_by_one_call_and_goes_on_after_it_was_stopped(
     model: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,12 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 import report_documents as documents
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fffconvert.cli import app
 from fffconvert.errors import FFFError
 from fffconvert.hub.card import QUALITY_ENDS, QUALITY_STARTS
 from fffconvert.report import report
+from fffconvert.report.build import build
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 SECTIONS = [
@@ -91,7 +93,7 @@ def test_the_page_is_well_formed_and_needs_nothing_beside_it(html: str):
 
 def test_pictures_are_svg_with_a_description_and_colours_of_the_page(html: str):
     pictures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(pictures) == 15
+    assert len(pictures) == 16
     for picture in pictures:
         root = ElementTree.fromstring(picture)
         assert root.get("role") == "img"
@@ -257,7 +259,8 @@ def test_command_says_what_is_missing(tmp_path: Path):
     folder = documents.write(tmp_path / "out", metrics=documents.metrics(), recipe=documents.recipe())
     done = run(folder)
     assert done.exit_code == 0
-    assert "not measured yet: Speed: fffconvert bench DIR" in done.stdout
+    assert f"not measured yet: Speed: fffconvert bench {folder}\n" in done.stdout
+    assert "fffconvert sweep somebody/encoder --depths" in done.stdout
     assert f"wrote {folder / 'report.html'}" in done.stdout
 
 
@@ -286,3 +289,13 @@ def test_command_refuses_a_place_that_cannot_be_written(tmp_path: Path):
     done = run(folder, "-o", tmp_path / "file")
     assert done.exit_code == 2
     assert "choose another -o" in done.stderr
+
+
+def test_the_commands_that_are_named_exist_with_their_options():
+    commands = get_command(app).commands
+    for section in build([]).sections:
+        if not section.command:
+            continue
+        _, name, *words = section.command.split()
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from fffconvert.hub.card import EXPECT, SAVINGS
-from fffconvert.report.documents import RECIPE, Conversion
+from fffconvert.report.documents import RECIPE, Ablation, Conversion, Robustness, TaskScore
 from fffconvert.report.page import Code, Heading, Part, Section, Table, Text
 
 
@@ -53,9 +53,12 @@ def limits(conversions: Sequence[Conversion]) -> Section:
                 "another domain the layers keep less. Give your own with --calibration."
             )
         if conversion.evaluation:
-            cut = [
-                f"{name} ({task.limit:,})" for name, task in conversion.evaluation.tasks.items() if task.limit
-            ]
+            limited: dict[str, TaskScore | Robustness | Ablation | None] = {
+                **conversion.evaluation.tasks,
+                "robustness": conversion.evaluation.robustness,
+                "ablation": conversion.evaluation.ablation,
+            }
+            cut = [f"{name} ({part.limit:,})" for name, part in limited.items() if part and part.limit]
             if cut:
                 lines.append(
                     f"{conversion.label}: a quick look, not a result, where only the first rows were read: "

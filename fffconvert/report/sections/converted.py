@@ -163,8 +163,8 @@ def _width(conversion: Conversion) -> int | None:
 def _shape(block: Block, d_model: int | None, name: str, label: str) -> str:
     """Draw the layer: a tree with one path from its root, what stands beside it, and the sum."""
     levels = min(block.depth, DRAWN_LEVELS)
-    with canvas(height=2.9) as figure:
-        axes = figure.add_subplot(xlim=(-0.14, 1.12), ylim=(-0.3, 1.12))
+    with canvas(height=2.9 if block.leaf_width else 2.4) as figure:
+        axes = figure.add_subplot(xlim=(-0.14, 1.12), ylim=(-0.3 if block.leaf_width else -0.05, 1.14))
         axes.axis("off")
         path = [0]
         for level in range(levels):

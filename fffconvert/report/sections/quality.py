@@ -29,6 +29,7 @@ CONTROLS = {
 }
 """What the converted model is held against: how it is called, and drawn."""
 JUDGED = ("dense", "deleted")
+COMMAND = "fffconvert eval DIR --task sts-b --control dense=DIR2 --control deleted=DIR3"
 
 
 def section(conversions: Sequence[Conversion]) -> Section:
@@ -51,7 +52,7 @@ def section(conversions: Sequence[Conversion]) -> Section:
                 "hyperplanes drawn at random, each trained equally."
             )
         )
-    return Section("quality", "Quality", tuple(parts), "fffconvert eval DIR --task sts-b --teacher MODEL")
+    return Section("quality", "Quality", tuple(parts), COMMAND)
 
 
 def findings(conversion: Conversion) -> list[Finding]:

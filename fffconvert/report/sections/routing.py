@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from fffconvert.report.page import (
 
 DRAWN_LAYERS = 6
 """Curves in a figure; of more layers some are drawn, evenly from first to last."""
-SHOWN_WORDS = 8
+SHOWN_LEAVES, SHOWN_WORDS = 3, 8
 
 
 def section(conversions: Sequence[Conversion]) -> Section:
@@ -50,7 +51,7 @@ def section(conversions: Sequence[Conversion]) -> Section:
             parts.append(Figure(_leaves(drawn, f"leaves{index}", caption), caption))
         parts.append(_table(found.layers))
         if found.leaves:
-            parts.append(_words(found.leaves))
+            parts.append(_words(_first_leaves(found.leaves)))
         if found.agreement:
             parts.append(_agreement(found.agreement))
     return Section("routing", "Routing", tuple(parts), "fffconvert eval DIR --task routing")
@@ -79,6 +80,17 @@ def _table(layers: Sequence[LayerRouting]) -> Table:
         ),
         folded=len(layers) > 24,
     )
+
+
+def _first_leaves(leaves: Sequence[LeafWords]) -> list[LeafWords]:
+    """Some leaves of each layer: documents name the busiest first."""
+    shown: Counter[str] = Counter()
+    chosen = []
+    for leaf in leaves:
+        shown[leaf.layer] += 1
+        if shown[leaf.layer] <= SHOWN_LEAVES:
+            chosen.append(leaf)
+    return chosen
 
 
 def _words(leaves: Sequence[LeafWords]) -> Table:

@@ -50,9 +50,7 @@ def robustness(conversions: Sequence[Conversion]) -> Section:
             )
             parts.append(Figure(_overlap(found.rows, f"overlap{index}", caption), caption))
         parts.append(_robustness_table(found.rows))
-    return Section(
-        "robustness", "Robustness", tuple(parts), "fffconvert eval DIR --task robustness --teacher MODEL"
-    )
+    return Section("robustness", "Robustness", tuple(parts), "fffconvert eval DIR --task robustness")
 
 
 def ablation(conversions: Sequence[Conversion]) -> Section:
@@ -134,7 +132,7 @@ def _ablation_table(rows: Sequence[AblationRow]) -> Table:
 
 def _what(name: str) -> str:
     if name.startswith("depth-"):
-        return f"the first {name.removeprefix('depth-')} decisions count, then the usual way"
+        return f"from level {name.removeprefix('depth-')} on, each token follows most others"
     return WHAT.get(name, "")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from fffconvert.report.documents import Benchmark, BenchRow, Conversion
-from fffconvert.report.drawing import FAINT, INK, MARKERS, SERIES, canvas, svg
-from fffconvert.report.page import Figure, Heading, Part, Section, Table, Text, number
+from fffconvert.report.documents import BenchRow, Conversion, ProfileRow
+from fffconvert.report.drawing import FAINT, INK, MARKERS, PAPER, SERIES, canvas, svg
+from fffconvert.report.page import Figure, Finding, Heading, Part, Section, Table, Text, number
+
+DELETED = "deleted"
+"""The model without its blocks: the Amdahl cap itself."""
 
 
 def section(conversions: Sequence[Conversion]) -> Section:
@@ -25,7 +27,11 @@ def section(conversions: Sequence[Conversion]) -> Section:
                 "Amdahl cap: what it would be if the feedforward blocks cost nothing."
             )
             parts.append(Figure(_plot(rows, f"speed{index}", caption), caption))
-        parts += [_table(rows), *_profile(conversion.benchmark)]
+        parts.append(_table(rows))
+        if conversion.benchmark.profile:
+            parts += _profile(conversion.benchmark.profile, f"profile{index}")
+        doubts = (*conversion.benchmark.problems, *conversion.benchmark.warnings)
+        parts += [Finding("open", doubt) for doubt in doubts]
     if parts:
         parts.append(
             Text(
@@ -33,7 +39,7 @@ def section(conversions: Sequence[Conversion]) -> Section:
                 "runs near the processor's peak. No runtime can pass the cap by its feedforward blocks alone."
             )
         )
-    return Section("speed", "Speed", tuple(parts), "fffconvert bench DIR -o DIR/bench.json")
+    return Section("speed", "Speed", tuple(parts), "fffconvert bench DIR")
 
 
 def _table(rows: Sequence[BenchRow]) -> Table:
@@ -71,7 +77,7 @@ def _times(value: float | None) -> str:
 
 def _plot(rows: Sequence[BenchRow], name: str, label: str) -> str:
     sizes = list(dict.fromkeys((row.batch, row.length) for row in rows))
-    runtimes = list(dict.fromkeys(row.runtime for row in rows))
+    runtimes = list(dict.fromkeys(row.runtime for row in rows if row.runtime != DELETED))
     caps = {(row.batch, row.length): row.amdahl_cap for row in rows if row.amdahl_cap is not None}
     with canvas() as figure:
         axes = figure.add_subplot(xlabel="batch x length", ylabel="speed-up of the whole model")
@@ -107,19 +113,37 @@ def _plot(rows: Sequence[BenchRow], name: str, label: str) -> str:
         return svg(figure, name, label)
 
 
-def _profile(benchmark: Benchmark) -> list[Part]:
-    """Where the time of a call goes, if the benchmark has looked."""
-    rows = benchmark.profile
-    if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
-        return []
-    if not all(isinstance(row, Mapping) for row in rows):
-        return []
-    head = tuple(dict.fromkeys(str(key) for row in rows for key in row))
-    cells = tuple(tuple(_plain(row.get(key)) for key in head) for row in rows)
-    return [
-        Table(tuple(key.replace("_", " ") for key in head), cells, caption="Where the time goes, by layer.")
-    ]
+def _profile(rows: Sequence[ProfileRow], name: str) -> list[Part]:
+    """Where the time of a call goes: all sizes in a table, the largest as a picture."""
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row.ms))
+    size = max((row.batch, row.length) for row in rows)
+    drawn = [row for row in rows if (row.batch, row.length) == size]
+    caption = f"Milliseconds by part of the model, in a call of {size[0]}x{size[1]} tokens."
+    table = Table(
+        ("runtime", "batch", "length", *(f"{kind}, ms" for kind in kinds)),
+        tuple(
+            (row.runtime, str(row.batch), str(row.length), *(number(row.ms.get(kind), 2) for kind in kinds))
+            for row in rows
+        ),
+        caption="Where the time goes.",
+    )
+    return [Figure(_parts(drawn, kinds, name, caption), caption), table]
 
 
-def _plain(value: Any) -> str:
-    return number(value) if isinstance(value, float) else "–" if value is None else str(value)
+def _parts(rows: Sequence[ProfileRow], kinds: Sequence[str], name: str, label: str) -> str:
+    with canvas(height=1.1 + 0.4 * len(rows)) as figure:
+        axes = figure.add_subplot(xlabel="milliseconds")
+        for y, row in enumerate(rows):
+            left = 0.0
+            for index, kind in enumerate(kinds):
+                width = row.ms.get(kind, 0.0)
+                colour = SERIES[index % len(SERIES)]
+                axes.barh(
+                    y, width, left=left, height=0.6, color=colour, edgecolor=PAPER, label="" if y else kind
+                )
+                left += width
+        axes.set_yticks(range(len(rows)), [row.runtime for row in rows])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        figure.legend(loc="outside upper left", ncols=4)
+        return svg(figure, name, label)

@@ -8,6 +8,8 @@ from fffconvert.report.documents import Conversion, Sweep, SweepRow
 from fffconvert.report.drawing import BLUE, FAINT, INK, canvas, svg
 from fffconvert.report.page import Figure, Heading, Part, Section, Table, interval, number, percent
 
+COMMAND = "fffconvert sweep MODEL --depths 4,8,11 --trees 1,4 --task sts-b -o DIR2"
+
 
 def section(conversions: Sequence[Conversion]) -> Section:
     """A plot for each task, and the table."""
@@ -25,9 +27,7 @@ def section(conversions: Sequence[Conversion]) -> Section:
             )
             parts.append(Figure(_plot(conversion.sweep, name, f"sweep{index}-{number_}", caption), caption))
         parts.append(_table(conversion.sweep, names))
-    return Section(
-        "sweep", "Sweep over trees and depth", tuple(parts), "fffconvert sweep MODEL --task sts-b -o DIR"
-    )
+    return Section("sweep", "Sweep over trees and depth", tuple(parts), COMMAND)
 
 
 def shape(row: SweepRow) -> str:

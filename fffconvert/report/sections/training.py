@@ -25,7 +25,9 @@ def section(conversions: Sequence[Conversion]) -> Section:
             parts.append(Figure(_parts(conversion.training, f"objectives{index}", caption), caption))
     if trained:
         parts.append(_table(trained))
-    return Section("training", "Training", tuple(parts), "fffconvert distill DIR --teacher MODEL -o DIR2")
+    return Section(
+        "training", "Training", tuple(parts), "fffconvert distill DIR --recipe RECIPE.yaml -o DIR2"
+    )
 
 
 def _table(trained: Sequence[Conversion]) -> Table:
