@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from fffconvert import hub
 from fffconvert.cli import app
 from fffconvert.deploy import Settings, deploy_folder, rest
+from fffconvert.deploy.memory import weight_bytes
 from fffconvert.errors import FFFError
 from fffconvert.hub.deployment import Deployment
 from fffconvert.runtime.int8_linear import Int8Linear
@@ -54,6 +55,21 @@ def test_loads_deployed_with_plain_from_pretrained(small, tmp_path, int8_is_fast
     assert 0 < difference < 0.2
     undeployed = hub.load(str(done.output), deployed=False).model
     assert torch.equal(outputs(undeployed), outputs(original))
+
+
+def test_bfloat16_rows_take_half_the_memory(small, tmp_path):
+    settings = Settings(dtype="bfloat16", quantize_rest="none", max_drop=1.0)
+    done = deploy_folder(str(small), settings, tmp_path / "deployed")
+    model = transformers.AutoModelForMaskedLM.from_pretrained(done.output)
+    assert weight_bytes(model) == done.bytes_after < done.bytes_before
+    layer = next(module for module in model.modules() if isinstance(module, FFFLayer))
+    assert layer.fff_in_weight.dtype == layer.fff_leaf_out_weight.dtype == torch.bfloat16
+    assert layer.fff_in_bias.dtype == torch.float32
+    original = transformers.AutoModelForMaskedLM.from_pretrained(small)
+    difference = (outputs(model) - outputs(original)).norm() / outputs(original).norm()
+    assert 0 < difference < 0.05
+    with torch.enable_grad():  # nobody has to ask for inference mode
+        assert torch.equal(model(input_ids=torch.arange(40).view(2, 20)).logits, outputs(model))
 
 
 def test_another_class_finds_its_maps(small, tmp_path, int8_is_fast):
