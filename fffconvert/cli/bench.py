@@ -71,6 +71,9 @@ def bench(
     original: Annotated[
         str | None, typer.Option(help="For MODEL: the dense model, where its config does not tell.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile/--no-profile", help="For MODEL: time its parts too.")
+    ] = True,
     destination: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="For MODEL: file to write; by default bench.json in its folder."),
@@ -87,7 +90,7 @@ def bench(
     """Measure speed, outputs checked: a whole MODEL against its original, or with --layer FFF layers."""
     if layer == (whole is not None):
         raise FFFError(
-            "expected either MODEL, as in fffconvert bench FOLDER, or --layer, as in fffconvert bench --layer"
+            "expected either MODEL or --layer; name a folder, as in fffconvert bench FOLDER, or give --layer"
         )
     if whole is not None:
         bench_model.run(
@@ -101,6 +104,7 @@ def bench(
             depth=depth,
             trees=trees,
             original=original,
+            profile=profile,
             seconds=3.0 if seconds is None else seconds,
             trust_remote_code=trust_remote_code,
         )

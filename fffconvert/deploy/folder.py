@@ -18,7 +18,7 @@ from fffconvert.deploy.memory import weight_bytes
 from fffconvert.deploy.rest import LinearDeployment, check_rest, int8_rest
 from fffconvert.errors import FFFError
 from fffconvert.fit.corpus import read_corpus
-from fffconvert.hub.deployment import TARGETS, Deployment
+from fffconvert.hub.deployment import TARGETS, Deployment, apply
 from fffconvert.hub.output import writing
 
 RECORD = "deploy.json"
@@ -122,6 +122,9 @@ def deploy_folder(
     originals = original_blocks(base, trust_remote_code) if base and output is None else {}
     layers = deploy_layers(model, settings.backend, settings.dtype, originals=originals)
     linears = int8_rest(model) if settings.quantize_rest == "int8" else []
+    deployment = _deployment(settings.target, layers, linears)
+    if output is not None:
+        apply(model, deployment)  # what is checked is what will be loaded
     agreement = outputs.agreement(model)
     if 1 - agreement.value > settings.max_drop:
         raise FFFError(
@@ -135,7 +138,7 @@ def deploy_folder(
         folder = loaded.source.folder
         if folder is None:
             raise FFFError(f"{name} is no local folder; download it first, then deploy the folder")
-        written = _write(folder, _deployment(settings.target, layers, linears), result, output, overwrite)
+        written = _write(folder, deployment, result, output, overwrite)
     return dataclasses.replace(result, output=written)
 
 

@@ -24,6 +24,8 @@ from fffconvert.tree import FFFLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
+FASTER = 0.05
+"""Another row type must save about this share of the time: it costs memory, and times are noisy."""
 TOLERANCE = 0.01
 """Largest relative error (root mean square) for which `dtype="auto"` takes smaller rows."""
 
@@ -155,7 +157,7 @@ def _choose(
             exact = _outputs(layer, inputs)
     errors = {key: _relative_error(outputs, exact) for key, (_, _, outputs) in found.items()}
     allowed = {key: value for key, value in found.items() if dtype != "auto" or errors[key] <= TOLERANCE}
-    best = min(allowed, key=lambda key: size(allowed[key][1]))
+    best = min(allowed, key=lambda key: size(allowed[key][1]) + (FASTER if key[1] != stored else 0.0))
     inference, measured, _ = allowed[best]
     reason = "the only candidate" if len(found) == 1 else f"the fastest of {len(found)} candidates"
     dense = None

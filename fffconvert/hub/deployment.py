@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fffconvert.errors import FFFError
-from fffconvert.runtime import Inference
+from fffconvert.runtime import Inference, Scales
 from fffconvert.runtime.int8_linear import Int8Linear
 from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.tree import FFFLayer
@@ -70,9 +70,10 @@ def apply(model: nn.Module, deployment: Deployment) -> None:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, FFFLayer)}
     on_cpu = all(layer.fff_bias.is_cpu for layer in layers.values())
     for name, found in _found(model, deployment.rows, layers):
-        stored = str(layers[found].fff_in_weight.dtype).removeprefix("torch.")
         dtype = deployment.rows[name]
-        layers[found].inference = Inference("auto", None if dtype == stored else ROW_DTYPES[dtype])
+        if dtype == "bfloat16":
+            _halve_rows(layers[found])
+        layers[found].inference = Inference("auto", ROW_DTYPES[dtype] if dtype == "int8" else None)
     if not on_cpu and (deployment.int8_linears or deployment.int8_trunks):
         warnings.warn(
             "int8 linear maps are computed on the CPU alone; on this device they stay as stored", stacklevel=2
@@ -85,6 +86,14 @@ def apply(model: nn.Module, deployment: Deployment) -> None:
             layers[found].inference.trunk = int8_trunk(layers[found])
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+
+
+def _halve_rows(layer: FFFLayer) -> None:
+    """Keep a layer's rows in bfloat16 alone; its biases stay as they are."""
+    for name in Scales._fields:
+        rows = getattr(layer, f"fff_{name}")
+        if rows is not None:
+            rows.data = rows.data.bfloat16()
 
 
 def put_int8(model: nn.Module, name: str) -> None:

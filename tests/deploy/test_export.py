@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+import fffconvert as fff
+from fffconvert import hub, native, surgery
+from fffconvert.cli import app
+from fffconvert.deploy.aot import export_aot
+from fffconvert.deploy.export import export_folder
+from fffconvert.deploy.onnx import export_onnx
+from fffconvert.errors import FFFError
+from fffconvert.locate import locate
+from fffconvert.plan import FFFSpec
+from fffconvert.tree import FFFLayer
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+built = pytest.mark.skipif(native.library_path() is None, reason="the native library was not built")
+
+
+def session(path, *, operator: bool):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    if operator:
+        fff.register_onnxruntime(options)
+    return onnxruntime.InferenceSession(str(path), options)
+
+
+def batch(vocabulary: int = 90) -> dict[str, torch.Tensor]:
+    """Of another size than what is exported with, and padded."""
+    mask = torch.ones(3, 21, dtype=torch.int64)
+    mask[0, 9:] = 0
+    return {"input_ids": torch.randint(0, vocabulary, (3, 21)), "attention_mask": mask}
+
+
+def arrays(inputs):
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+@built
+@pytest.mark.parametrize("form", ["onnx", "onnx-standard"])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_onnxruntime_gives_the_same(small, tmp_path, form, dtype):
+    path = export_folder(str(small), form, tmp_path / "m.onnx", dtype=dtype)
+    domains = {node.domain for node in onnx.load(path).graph.node}
+    assert ("fffconvert" in domains) == (form == "onnx")
+    model = fff.deploy(hub.load(str(small)).model, "reference", dtype)
+    inputs = batch()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    (found,) = session(path, operator=form == "onnx").run(None, arrays(inputs))
+    kept = inputs["attention_mask"].bool()
+    torch.testing.assert_close(torch.from_numpy(found)[kept], expected[kept], rtol=1e-3, atol=1e-4)
+
+
+@built
+def test_linear_maps_can_be_int8(small, tmp_path):
+    path = export_folder(str(small), "onnx", tmp_path / "m.onnx", quantize_rest="int8")
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("CMM") == 2
+    assert kinds.count("MatMulInteger") >= 8
+    inputs = batch()
+    (found,) = session(path, operator=True).run(None, arrays(inputs))
+    with torch.no_grad():
+        expected = hub.load(str(small)).model(**inputs).logits
+    error = (torch.from_numpy(found) - expected).norm() / expected.norm()
+    assert 0 < error < 0.2
+
+
+@built
+def test_causal_models_with_gated_leaves_export_too(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    (site,) = locate(model)
+    spec = FFFSpec(32, 32, 2, trees=2, branch_outputs=True, leaf_width=2, leaf_gated=True, activation="silu")
+    surgery.replace(model, {site: FFFLayer(spec)})
+    export_onnx(model, tmp_path / "m.onnx")
+    inputs = {"input_ids": batch(50)["input_ids"], "attention_mask": torch.ones(3, 21, dtype=torch.int64)}
+    (found,) = session(tmp_path / "m.onnx", operator=True).run(None, arrays(inputs))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(**inputs).logits, rtol=1e-3, atol=1e-4)
+    assert model.config.use_cache  # as it was
+
+
+@built
+def test_the_operator_says_what_does_not_fit(tmp_path):
+    from onnx import TensorProto, helper
+
+    def run(x_width: int, nodes: int):
+        tensors = {"x": [4, x_width], "bias": [3], "w": [1, nodes, 2], "b": [1, nodes], "v": [1, nodes, 3]}
+        infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in tensors.items()]
+        node = helper.make_node("CMM", list(tensors), ["y"], domain="fffconvert", activation=0)
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph([node], "g", infos, [y])
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("fffconvert", 1)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "g.onnx")
+        fed = {name: torch.randn(shape).numpy() for name, shape in tensors.items()}
+        return session(tmp_path / "g.onnx", operator=True).run(None, fed)[0]
+
+    assert run(2, 7).shape == (4, 3)
+    with pytest.raises(Exception, match="shapes of x and the trees do not fit"):
+        run(3, 7)
+    with pytest.raises(Exception, match="shapes of x and the trees do not fit"):
+        run(2, 6)
+
+
+def test_registering_without_the_library_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(native, "library_path", lambda: None)
+    with pytest.raises(FFFError, match=r"install a C\+\+ compiler.*--format onnx-standard"):
+        fff.register_onnxruntime(object())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs torch's compiler")
+def test_a_package_compiled_ahead_of_time_gives_the_same(small, tmp_path):
+    model = hub.load(str(small)).model
+    export_aot(model, tmp_path / "m.pt2")
+    inputs = batch()
+    package = torch._inductor.aoti_load_package(str(tmp_path / "m.pt2"))
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        torch.testing.assert_close(package(*inputs.values()), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--format", "tflite", "-o", "m.onnx"],
+            "--format is 'tflite'; expected one of onnx, onnx-standard, aot",
+        ),
+        (["--format", "onnx", "-o", "m.pt2"], "expected a name that ends in .onnx"),
+        (["--format", "aot", "-o", "m.pt2", "--quantize-rest", "int8"], "aot knows no int8 linear maps"),
+        (["-o", "nowhere/m.onnx"], "its folder does not exist"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be(small, options, message):
+    done = CliRunner().invoke(app, ["export", str(small), *options])
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_a_model_whose_maps_are_int8_is_refused():
+    from fffconvert.runtime.int8_linear import Int8Linear
+
+    with pytest.raises(FFFError, match="in int8 already; export the model before it is deployed"):
+        export_onnx(torch.nn.Sequential(Int8Linear(torch.randn(2, 2))), "x.onnx", example_inputs={})
