@@ -17,7 +17,6 @@ WAYS = {
     "dense_large": "dense block of width 112, Adam",
     "neurons": "112 original neurons, refitted",
     "experts": "clustered experts of 16, refitted",
-    "leaves_depth_3": "leaves of 108, depth 3",
     "leaves_depth_5": "leaves of 106, depth 5",
     "leaves_depth_6": "leaves of 105, depth 6",
 }

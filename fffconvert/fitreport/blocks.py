@@ -42,7 +42,7 @@ class Effort:
 
     passes: int = 30
     refine_passes: int = 4
-    leaf_depths: tuple[int, ...] = (3, 5, 6)
+    leaf_depths: tuple[int, ...] = (5, 6)
 
 
 def compare_block(
