@@ -287,7 +287,10 @@ class TestEndings:
 
     def test_ctrl_c(self, failing):
         result = failing(KeyboardInterrupt())
-        assert (result.exit_code, result.stderr) == (130, "interrupted; nothing was written\n")
+        assert (result.exit_code, result.stderr) == (
+            130,
+            "interrupted; nothing is half written: run the same command again\n",
+        )
 
     def test_a_fault_of_ours_is_one_line_too(self, failing):
         result = failing(RuntimeError("broken\ninside"))

@@ -53,7 +53,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, debug=debug, **options)
         except KeyboardInterrupt:
-            typer.echo("interrupted; nothing was written", err=True)
+            typer.echo("interrupted; nothing is half written: run the same command again", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except FFFError as error:
             if debug:

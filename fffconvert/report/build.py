@@ -150,6 +150,8 @@ def _overview(conversions: Sequence[Conversion]) -> Table:
     )
     rows = []
     for conversion in conversions:
+        if conversion.metrics is None and conversion.evaluation is None:
+            continue
         blocks = conversion.metrics.blocks if conversion.metrics else ()
         found = converted.totals(blocks) if blocks else None
         tasks = conversion.evaluation.tasks if conversion.evaluation else {}

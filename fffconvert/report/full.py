@@ -88,8 +88,8 @@ def full_report(
     check_tools()
     texts = settings.texts
     folder = Path(output).expanduser()
-    _open(folder, {"model": model, **dataclasses.asdict(settings), "data_dir": str(settings.data_dir)})
     kind, recipes = _plan(model, settings)
+    _open(folder, {"model": model, **dataclasses.asdict(settings), "data_dir": str(settings.data_dir)})
     measured = []
     for name, recipe in recipes.items():
         converted = folder / f"{name}-converted"

@@ -162,6 +162,5 @@ def short_names(names: Sequence[str]) -> list[str]:
     end = 0
     while len({tuple(piece[len(piece) - end - 1 :]) for piece in pieces}) == 1:
         end += 1
-    return [
-        ".".join(piece[start : len(piece) - end]) or name for piece, name in zip(pieces, names, strict=True)
-    ]
+    short = [".".join(piece[start : len(piece) - end]) for piece in pieces]
+    return short if all(short) and len(set(short)) == len(set(names)) else list(names)

@@ -197,7 +197,9 @@ def test_several_folders_stand_side_by_side(tmp_path: Path):
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path: Path):
-    folders = [documents.write(tmp_path / name / "out", recipe=documents.recipe()) for name in ("a", "b")]
+    folders = [
+        documents.write(tmp_path / name / "out", metrics=documents.metrics(layers=1)) for name in ("a", "b")
+    ]
     page = report(folders, tmp_path).page
     assert page.overview is not None
     assert [row[0] for row in page.overview.rows] == [str(folder) for folder in folders]

@@ -154,7 +154,7 @@ def _leaves(layers: Sequence[LayerRouting], name: str, label: str) -> str:
         for index, (layer, called) in enumerate(zip(layers, _names(layers), strict=True)):
             if not sum(layer.leaf_share):
                 continue
-            x, y = _cumulative(layer.leaf_share)
+            x, y = cumulative(layer.leaf_share)
             axes.plot(
                 x,
                 y,
@@ -168,8 +168,16 @@ def _leaves(layers: Sequence[LayerRouting], name: str, label: str) -> str:
         return svg(figure, name, label)
 
 
-def _cumulative(shares: Sequence[float], points: int = 120) -> tuple[list[float], list[float]]:
-    """Share of the tokens in the busiest leaves, at about so many points of many leaves."""
+def cumulative(shares: Sequence[float], points: int = 120) -> tuple[list[float], list[float]]:
+    """Share of the tokens in the busiest leaves.
+
+    Args:
+        shares: Tokens of each leaf, in any unit; not all 0.
+        points: About so many points of many leaves.
+
+    Returns:
+        Shares of the leaves, busiest first, from 0 to 1; and of the tokens there.
+    """
     total, sums = sum(shares), [0.0]
     for share in sorted(shares, reverse=True):
         sums.append(sums[-1] + share / total)
