@@ -19,6 +19,7 @@ import transformers
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_model, save_model
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 
 from fffconvert import hub
@@ -202,7 +203,9 @@ def _run_stage(
 
 def _gather(trainer: DistillTrainer, student: PreTrainedModel) -> None:
     """Collect what FSDP has sharded in an unsharded copy of the student, in every process."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state = get_model_state_dict(
+        trainer.model_wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     path = Path(trainer.args.output_dir, "gathered.pt")
     if trainer.is_world_process_zero():
         torch.save({name.removeprefix("student."): value for name, value in state.items()}, path)
