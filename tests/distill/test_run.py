@@ -107,6 +107,7 @@ distill_model(sys.argv[1], read_recipe(sys.argv[2]), sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits(converted: Callable[[str], Path], text: Path, tmp_path: Path):
     source = converted("masked")
     stage = {"steps": 8, "eval_steps": 2, "dropout": True}
@@ -181,6 +182,7 @@ distill_model(sys.argv[1], read_recipe(sys.argv[2]), sys.argv[3])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_two_processes_train_as_one_with_twice_the_batch(way: str, encoder: Path, text: Path, tmp_path: Path):
     goals = {**GOALS, "block_outputs": 0.5, "attention": 0.5}
@@ -243,6 +245,7 @@ distill_model(sys.argv[1], read_recipe(sys.argv[2]), sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(encoder: Path, text: Path, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_of(text, GOALS).to_dict()), encoding="utf-8")
     arguments = [str(encoder), str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]
