@@ -26,7 +26,7 @@ from fffconvert.distill.run import JOURNAL, Trainee, run_stages
 from fffconvert.distill.signals import placements
 from fffconvert.tree import FFFLayer, expectation
 
-WARM_UP = 3
+WARM_UP = 2
 """Steps that are not counted."""
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from fffconvert.distill.api import distill
 from fffconvert.distill.folders import Distilled, distill_model
 from fffconvert.distill.reading import from_dict, read_recipe
 from fffconvert.distill.recipe import Recipe
-from fffconvert.distill.run import distill
 
 __all__ = ["Distilled", "Recipe", "distill", "distill_model", "from_dict", "read_recipe"]

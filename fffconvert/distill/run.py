@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +19,10 @@ import transformers
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_model, save_model
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 
-from fffconvert import hub
 from fffconvert.controls import Control
 from fffconvert.distill.cache import CachedTeacher, build_cache, check_cacheable
 from fffconvert.distill.checks import check_stage, is_causal, needs_teacher
@@ -35,9 +36,8 @@ from fffconvert.distill.data import (
     token_sequences,
 )
 from fffconvert.distill.distiller import Distiller, LiveTeacher
-from fffconvert.distill.reading import read_recipe
-from fffconvert.distill.recipe import Data, Precision, Recipe, Stage
-from fffconvert.distill.signals import Places, placements, taps_of
+from fffconvert.distill.recipe import Data, Precision, Recipe, RoutingMode, Stage
+from fffconvert.distill.signals import Places, taps_of
 from fffconvert.distill.trained import add_lora, choose_trained
 from fffconvert.distill.trainer import DistillTrainer, Interrupt, last_checkpoint
 from fffconvert.errors import FFFError
@@ -168,6 +168,8 @@ def _run_stage(
     )
     checkpoint = last_checkpoint(folder)
     _forget_after(journal, before[1] + _step_of(checkpoint))
+    if trainer.is_world_process_zero():
+        tqdm.write(_described(distiller, stage, arguments), file=sys.stderr)
     whole = copy.deepcopy(student) if trainer.is_fsdp_enabled else student  # FSDP shards it in place
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -200,9 +202,22 @@ def _run_stage(
     return student, found
 
 
+def _described(distiller: Distiller, stage: Stage, arguments: TrainingArguments) -> str:
+    """What a stage is about to do, in one line."""
+    trained = sum(p.numel() for p in distiller.parameters() if p.requires_grad)
+    hard = stage.routing.mode is RoutingMode.HARD
+    way = "the path-only operator" if hard else f"{stage.routing.mode.value} routing over every node"
+    return (
+        f"{stage.kind.value}: {arguments.max_steps:,} steps of {_step_size(arguments)} sequences, "
+        f"{trained:,} trained parameters; {len(distiller.layers)} FFF layers on {way}"
+    )
+
+
 def _gather(trainer: DistillTrainer, student: PreTrainedModel) -> None:
     """Collect what FSDP has sharded in an unsharded copy of the student, in every process."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state = get_model_state_dict(
+        trainer.model_wrapped, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     path = Path(trainer.args.output_dir, "gathered.pt")
     if trainer.is_world_process_zero():
         torch.save({name.removeprefix("student."): value for name, value in state.items()}, path)
@@ -360,44 +375,3 @@ def _forget_after(journal: Path, step: int) -> None:
     partial = journal.with_suffix(".partial")
     partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     partial.replace(journal)
-
-
-def distill(
-    model: PreTrainedModel,
-    teacher: PreTrainedModel | str | None,
-    texts: Iterable[str] | None = None,
-    recipe: Recipe | str | Path | None = None,
-    *,
-    tokenizer: Any = None,
-    folder: str | Path | None = None,
-) -> PreTrainedModel:
-    """Retrain a converted model with its teacher, in place.
-
-    Args:
-        model: A converted model.
-        teacher: The original, or the name of one; None where no objective compares with it.
-        texts: Texts to train on; those of the recipe's data by default.
-        recipe: A recipe, or the path of one in YAML.
-        tokenizer: The model's tokenizer; that of the teacher's name by default.
-        folder: Keeps checkpoints, so that a call with the same folder resumes; a temporary one by default.
-
-    Returns:
-        The model (a new object if a stage gives it a new head).
-
-    Raises:
-        FFFError: Something does not fit.
-    """
-    if recipe is None:
-        raise FFFError("distill needs a recipe: a fffconvert.distill.Recipe, or the path of a YAML file")
-    chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    if isinstance(teacher, str):
-        loaded = hub.load(teacher)
-        teacher, tokenizer = loaded.model, tokenizer or loaded.tokenizer
-    if tokenizer is None:
-        raise FFFError("text needs a tokenizer; give tokenizer=")
-    trainee = Trainee(model, teacher, tokenizer, places=placements(model))
-    given = None if texts is None else [str(text) for text in texts]
-    if folder is not None:
-        return run_stages(trainee, chosen, Path(folder), given).model
-    with tempfile.TemporaryDirectory(prefix="fffconvert-") as temporary:
-        return run_stages(trainee, chosen, Path(temporary), given).model

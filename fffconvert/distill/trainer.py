@@ -188,6 +188,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
                 Path(folder, COMPLETE).touch()
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, RuntimeError) and "writ" not in str(error):
+                raise
             kept = last_checkpoint(Path(self.args.output_dir))
             raise FFFError(
                 f"cannot write checkpoint {folder.name}: {getattr(error, 'strerror', None) or error}; "
@@ -199,7 +201,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.args.should_save:
+        if self.args.should_save and not self.is_fsdp_enabled:  # FSDP writes its own, with the optimiser
             os.makedirs(output_dir or self.args.output_dir, exist_ok=True)
             save_model(self.accelerator.unwrap_model(self.model), str(Path(output_dir or "", WEIGHTS)))
 
