@@ -256,6 +256,8 @@ def write_whole(path: Path, document: Mapping[str, Any]) -> None:
         partial.replace(path)
     except OSError as error:
         raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _path(value: str | Path | None) -> Path | None:

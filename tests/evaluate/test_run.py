@@ -153,6 +153,9 @@ def test_results_are_merged_task_by_task(tmp_path: Path, save: Callable[..., Pat
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(FFFError, match="no file of results"):
         write_results(tmp_path / "other.json", document)
+    before = set(tmp_path.iterdir())
+    assert "cannot write" in one_line(call(model, "--task", "sts-b", *place, "-o", tmp_path / "cache"))
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_the_original_of_a_conversion_is_its_teacher(save: Callable[..., Path], place: list[object]):
