@@ -11,6 +11,7 @@ from torch import nn
 
 from fffconvert.errors import FFFError
 from fffconvert.runtime import Inference, Scales
+from fffconvert.runtime.heap import keep_freed_memory
 from fffconvert.runtime.int8_linear import Int8Linear
 from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.tree import FFFLayer
@@ -79,6 +80,7 @@ def apply(model: nn.Module, deployment: Deployment) -> None:
             "int8 linear maps are computed on the CPU alone; on this device they stay as stored", stacklevel=2
         )
     if on_cpu:
+        keep_freed_memory()
         linears = dict(model.named_modules(remove_duplicate=False))
         for _, found in _found(model, deployment.int8_linears, linears):
             put_int8(model, found)
