@@ -145,7 +145,11 @@ def deploy_folder(
 def _deployment(target: str, layers: list[LayerDeployment], linears: list[LinearDeployment]) -> Deployment:
     int8 = {kind: tuple(m.name for m in linears if (m.kind, m.dtype) == (kind, "int8")) for kind in _KINDS}
     rows = {layer.name: layer.dtype for layer in layers}
-    return Deployment(target, rows, int8["linear"], int8["trunk"])
+    groups: dict[int, list[str]] = {}
+    for found in linears:
+        if found.group is not None:
+            groups.setdefault(found.group, []).append(found.name)
+    return Deployment(target, rows, int8["linear"], int8["trunk"], tuple(map(tuple, groups.values())))
 
 
 _KINDS = ("linear", "trunk")

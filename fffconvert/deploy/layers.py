@@ -19,6 +19,7 @@ from fffconvert.locate import locate
 from fffconvert.locate.inputs import example_inputs
 from fffconvert.runtime import Inference
 from fffconvert.runtime.backends import backends
+from fffconvert.runtime.heap import keep_freed_memory
 from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.tree import FFFLayer
 
@@ -64,7 +65,8 @@ def deploy(
 ) -> Model:
     """Make a converted model's layers compute as fast as they can here, in memory and in place.
 
-    It changes inference alone: parameters, training and what is saved stay as they are.
+    It changes inference alone: parameters, training and what is saved stay as they are. The process keeps
+    freed memory from then on (see `fffconvert.runtime.heap`).
 
     Args:
         model: A converted model, or one layer.
@@ -85,6 +87,7 @@ def deploy(
     """
     check_rest(quantize_rest)
     deploy_layers(model, backend, dtype, originals=originals)
+    keep_freed_memory()
     if quantize_rest == "int8":
         int8_rest(model, example_inputs)
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
-from fffconvert.hub.deployment import int8_trunk, put_int8
+from fffconvert.hub.deployment import int8_trunk, join, put_int8
 from fffconvert.locate.capture import evaluation
 from fffconvert.locate.inputs import example_inputs as default_inputs
 from fffconvert.runtime.int8_linear import Int8Linear
@@ -34,6 +34,7 @@ class LinearDeployment:
         dtype: "int8", or the type of its parameters.
         microseconds: Median time of one call for each of `TOKENS`, as stored.
         int8_microseconds: The same in int8.
+        group: Number that maps computed in one product have in common; None for one by itself.
     """
 
     name: str
@@ -43,6 +44,7 @@ class LinearDeployment:
     dtype: str
     microseconds: tuple[float, ...]
     int8_microseconds: tuple[float, ...]
+    group: int | None = None
 
 
 def check_rest(name: str) -> None:
@@ -86,7 +88,8 @@ def int8_rest(model: nn.Module, example_inputs: Mapping[str, Any] | None = None)
         return LinearDeployment(name, kind, d_in, d_out, dtype, slow, fast)
 
     result = []
-    for name in _used(model, example_inputs):
+    used, groups = _used(model, example_inputs)
+    for name in used:
         module = model.get_submodule(name)
         made = _int8_form(module)
         if made is None:
@@ -99,7 +102,12 @@ def int8_rest(model: nn.Module, example_inputs: Mapping[str, Any] | None = None)
             result.append(chosen(name, "trunk", _trunk(layer), trunk))
             if result[-1].dtype == "int8":
                 layer.inference.trunk = trunk
-    return result
+    in_int8 = {found.name for found in result if (found.kind, found.dtype) == ("linear", "int8")}
+    joined = [names for names in groups if in_int8.issuperset(names)]
+    for names in joined:
+        join(model, names)
+    number = {name: index for index, names in enumerate(joined) for name in names}
+    return [replace(m, group=number.get(m.name) if m.kind == "linear" else None) for m in result]
 
 
 def _int8_form(module: nn.Module) -> Int8Linear | None:
@@ -121,12 +129,14 @@ def _trunk(layer: FFFLayer) -> Callable[[Tensor], Tensor]:
     return lambda x: x @ down.T @ up
 
 
-def _used(model: nn.Module, inputs: Mapping[str, Any] | None) -> list[str]:
-    """Modules that are called when the model runs, by name."""
-    called: dict[nn.Module, None] = {}
-    handles = [
-        module.register_forward_pre_hook(lambda m, _: called.setdefault(m)) for module in model.modules()
-    ]
+def _used(model: nn.Module, inputs: Mapping[str, Any] | None) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Modules that are called when the model runs, by name; and linear maps that get the same tensor."""
+    called: dict[nn.Module, list[Tensor]] = {}
+
+    def note(module: nn.Module, given: tuple[Any, ...]) -> None:
+        called.setdefault(module, []).extend(x for x in given[:1] if isinstance(x, Tensor))
+
+    handles = [module.register_forward_pre_hook(note) for module in model.modules()]
     try:
         with evaluation(model):
             model(**(default_inputs(model) if inputs is None else inputs))
@@ -140,4 +150,10 @@ def _used(model: nn.Module, inputs: Mapping[str, Any] | None) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return [name for name, module in model.named_modules() if module in called]
+    names = [name for name, module in model.named_modules() if module in called]
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in names:  # the tensors are kept, so none can have taken another's place in memory
+        module = model.get_submodule(name)
+        if type(module) is nn.Linear and called[module]:
+            groups.setdefault(tuple(map(id, called[module])), []).append(name)
+    return names, [tuple(members) for members in groups.values() if len(members) > 1]

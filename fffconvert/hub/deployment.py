@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import nn
 
 from fffconvert.errors import FFFError
 from fffconvert.runtime import Inference, Scales
-from fffconvert.runtime.int8_linear import Int8Linear
+from fffconvert.runtime.heap import keep_freed_memory
+from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together
 from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.tree import FFFLayer
 
@@ -27,12 +28,14 @@ class Deployment:
         rows: Type of the stored rows of each FFF layer, by the layer's name.
         int8_linears: Names of the linear maps that compute in int8.
         int8_trunks: Names of the FFF layers whose trunks do.
+        int8_groups: Names of maps among them that have the same input, and are computed in one product.
     """
 
     target: str
     rows: Mapping[str, str]
     int8_linears: tuple[str, ...] = ()
     int8_trunks: tuple[str, ...] = ()
+    int8_groups: tuple[tuple[str, ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a config."""
@@ -41,6 +44,7 @@ class Deployment:
             "rows": dict(self.rows),
             "int8_linears": list(self.int8_linears),
             "int8_trunks": list(self.int8_trunks),
+            "int8_groups": [list(names) for names in self.int8_groups],
         }
 
     @classmethod
@@ -53,12 +57,16 @@ class Deployment:
         malformed = "the deployment in the config is malformed; deploy the model again"
         if not isinstance(values, dict) or values.get("target") not in TARGETS:
             raise FFFError(malformed)
+        groups = values.get("int8_groups", [])
         rows, lists = values.get("rows"), [values.get(key, []) for key in ("int8_linears", "int8_trunks")]
-        if not isinstance(rows, dict) or not all(isinstance(names, list) for names in lists):
+        if not isinstance(rows, dict) or not all(isinstance(names, list) for names in (*lists, groups)):
+            raise FFFError(malformed)
+        if not all(isinstance(names, list) for names in groups):
             raise FFFError(malformed)
         if any(dtype not in ROW_DTYPES for dtype in rows.values()):
             raise FFFError(f"{malformed}: row types are {', '.join(map(str, rows.values()))}")
-        return cls(values["target"], rows, *(tuple(map(str, names)) for names in lists))
+        joined = tuple(tuple(map(str, names)) for names in groups)
+        return cls(values["target"], rows, *(tuple(map(str, names)) for names in lists), joined)
 
 
 def apply(model: nn.Module, deployment: Deployment) -> None:
@@ -79,9 +87,12 @@ def apply(model: nn.Module, deployment: Deployment) -> None:
             "int8 linear maps are computed on the CPU alone; on this device they stay as stored", stacklevel=2
         )
     if on_cpu:
+        keep_freed_memory()
         linears = dict(model.named_modules(remove_duplicate=False))
         for _, found in _found(model, deployment.int8_linears, linears):
             put_int8(model, found)
+        for names in deployment.int8_groups:
+            join(model, [found for _, found in _found(model, names, linears)])
         for _, found in _found(model, deployment.int8_trunks, layers):
             layers[found].inference.trunk = int8_trunk(layers[found])
     for parameter in model.parameters():
@@ -105,6 +116,20 @@ def put_int8(model: nn.Module, name: str) -> None:
     for path, other in list(model.named_modules(remove_duplicate=False)):
         if other is module:
             model.set_submodule(path, made)
+
+
+def join(model: nn.Module, names: Sequence[str]) -> None:
+    """Compute int8 maps of one input in one product."""
+    maps = [model.get_submodule(name) for name in names]
+    plain = [module for module in maps if type(module) is Int8Linear]
+    if len(plain) < 2 or len(plain) < len(maps):
+        return
+    together = Together(plain)
+    for index, one in enumerate(plain):
+        made = Int8Part(one, together, index)
+        for path, other in list(model.named_modules(remove_duplicate=False)):
+            if other is one:
+                model.set_submodule(path, made)
 
 
 def int8_trunk(layer: FFFLayer) -> nn.Module | None:

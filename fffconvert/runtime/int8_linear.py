@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,11 +92,14 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute [..., d_in] to [..., d_out], in the dtype of `x`; not differentiable."""
-        if self.training:
-            raise FFFError("int8 linear maps cannot be trained; train the model from which this was deployed")
+        self._refuse_training()
         single = x if x.dtype == torch.float32 else x.float()
         y: Tensor = torch.ops.quantized.linear_dynamic(single, self._packed, self._reduce_range)
         return y if x.dtype == torch.float32 else y.to(x.dtype)
+
+    def _refuse_training(self) -> None:
+        if self.training:
+            raise FFFError("int8 linear maps cannot be trained; train the model from which this was deployed")
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -114,6 +118,54 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         """Its widths."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class Together:
+    """Int8 maps of one input, computed in one product when the first of them is asked.
+
+    Args:
+        maps: Maps that are called with the same tensor, one after another.
+    """
+
+    def __init__(self, maps: Sequence[Int8Linear]) -> None:
+        biases = [torch.zeros(m.out_features) if m.bias is None else m.bias.float() for m in maps]
+        weight = torch.cat([m.weight for m in maps])
+        self._all = Int8Linear(weight, torch.cat(biases) if any(b.any() for b in biases) else None)
+        self._sizes = [m.out_features for m in maps]
+        self._latest = threading.local()  # requests may come side by side
+
+    def part(self, index: int, x: Tensor) -> Tensor:
+        """The outputs of one map: [..., d_out], a part of a wider tensor."""
+        latest = self._latest.__dict__
+        if latest.get("x") is not x or latest["parts"][index] is None:
+            latest.update(x=x, parts=list(self._all(x).split(self._sizes, -1)))
+        y: Tensor = latest["parts"][index]
+        latest["parts"][index] = None
+        if not any(part is not None for part in latest["parts"]):
+            latest.clear()
+        return y
+
+
+class Int8Part(Int8Linear):
+    """One of several int8 maps that are computed together.
+
+    Args:
+        one: The map by itself.
+        together: Computes it with the others.
+        index: Which it is.
+    """
+
+    def __init__(self, one: Int8Linear, together: Together, index: int) -> None:
+        nn.Module.__init__(self)
+        self.training = False
+        self.__dict__.update({name: value for name, value in one.__dict__.items() if name[0] != "_"})
+        self._packed, self._reduce_range, self._transposed = one._packed, one._reduce_range, one._transposed
+        self._together, self._index = together, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute [..., d_in] to [..., d_out], in the dtype of `x`; not differentiable."""
+        self._refuse_training()
+        return self._together.part(self._index, x)
 
 
 def _restored(weight: Tensor, bias: Tensor | None, transposed: bool) -> Int8Linear:

@@ -15,7 +15,7 @@ from fffconvert.deploy import Settings, deploy_folder, rest
 from fffconvert.deploy.memory import weight_bytes
 from fffconvert.errors import FFFError
 from fffconvert.hub.deployment import Deployment
-from fffconvert.runtime.int8_linear import Int8Linear
+from fffconvert.runtime.int8_linear import Int8Linear, Int8Part
 from fffconvert.tree import FFFLayer
 
 ALL = Settings(dtype="int8", max_drop=1.0)
@@ -46,6 +46,9 @@ def test_loads_deployed_with_plain_from_pretrained(small, tmp_path, int8_is_fast
     names = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
     assert "bert.encoder.layer.0.attention.self.query" in names
     assert "cls.predictions.decoder" in names
+    attention = model.bert.encoder.layer[0].attention.self
+    assert isinstance(attention.query, Int8Part)
+    assert attention.query._together is attention.key._together is attention.value._together
     layers = [module for module in model.modules() if isinstance(module, FFFLayer)]
     assert {layer.inference.dtype for layer in layers} == {torch.int8}
     assert all(layer.inference.trunk is not None for layer in layers)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fffconvert.errors import FFFError
-from fffconvert.runtime.int8_linear import Int8Linear, best_engine
+from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together, best_engine
 
 
 def rounded(weight: torch.Tensor) -> torch.Tensor:
@@ -82,3 +83,45 @@ def test_training_is_refused():
 
 def test_the_engine_is_one_that_torch_has():
     assert best_engine() in torch.backends.quantized.supported_engines
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_maps_of_one_input_computed_together_give_the_same(bias):
+    torch.manual_seed(0)
+    maps = [Int8Linear.like(nn.Linear(16, width, bias=bias)).eval() for width in (8, 4, 4)]
+    together = Together(maps)
+    parts = [Int8Part(one, together, index) for index, one in enumerate(maps)]
+    first, second = torch.randn(3, 16), torch.randn(3, 16)
+    for x in (first, second, first):
+        for part, one in zip(parts, maps, strict=True):
+            torch.testing.assert_close(part(x), one(x))
+    assert not together._latest.__dict__  # nothing is kept once all were asked
+    # Asked out of turn, twice, or for another input, they still answer for what they are given.
+    for part, one, x in ((1, 1, first), (1, 1, first), (0, 0, second), (2, 2, first)):
+        torch.testing.assert_close(parts[part](x), maps[one](x))
+    for part, one in zip(parts, maps, strict=True):
+        assert torch.equal(part.state_dict()["weight"], one.state_dict()["weight"])
+
+
+def test_maps_computed_together_may_be_asked_by_several_threads():
+    torch.manual_seed(0)
+    maps = [Int8Linear(torch.randn(8, 16)).eval() for _ in range(3)]
+    together = Together(maps)
+    parts = [Int8Part(one, together, index) for index, one in enumerate(maps)]
+    wrong = []
+
+    def work(seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(50):
+            x = torch.randn(4, 16, generator=generator)
+            if not all(
+                torch.allclose(part(x), one(x), atol=1e-5) for part, one in zip(parts, maps, strict=True)
+            ):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
