@@ -10,7 +10,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fffconvert.evaluate.compare import figure, measure_as
-from fffconvert.evaluate.language import head
 from fffconvert.evaluate.routes import (
     Compute,
     Visits,
@@ -23,6 +22,7 @@ from fffconvert.evaluate.routes import (
 from fffconvert.evaluate.store import Store, digest
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import TASKS, Options, Task
+from fffconvert.fit.masking import head
 from fffconvert.tree import FFFLayer
 
 

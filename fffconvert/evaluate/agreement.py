@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert.evaluate.batches import embed_tokens, equal_lengths
-from fffconvert.evaluate.language import logits_of, masked_tokens
+from fffconvert.evaluate.language import logits_of
 from fffconvert.evaluate.metrics import Units
+from fffconvert.fit.masking import masked_tokens
 from fffconvert.locate.capture import evaluation
 
 

@@ -9,27 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers.models.auto import modeling_auto
 
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.batches import equal_lengths
 from fffconvert.evaluate.metrics import Units
 from fffconvert.fit.calibrate import Batch, sequences_of
+from fffconvert.fit.masking import head, masked_tokens
 from fffconvert.locate.capture import evaluation
 
-MASKED = 0.15
 LENGTH = 512
 """Tokens of a window of perplexity, and of the longest sequence with masked tokens."""
-
-
-def head(model: nn.Module) -> str:
-    """What a model's head predicts: "masked" tokens, the next token ("causal"), or "none"."""
-    name = type(model).__name__
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return "none"
-    if name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        return "causal"
-    return "masked" if name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values() else "none"
 
 
 def require_head(model: nn.Module, wanted: str, task: str) -> None:
@@ -59,25 +48,6 @@ def lines(documents: Sequence[str], tokenizer: Any, length: int, limit: int | No
     if not found:
         raise FFFError("the text holds no tokens; give a file with text")
     return found
-
-
-def masked_tokens(
-    ids: Tensor, mask: int, special: Sequence[int], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mask 15 % of the tokens that are not special.
-
-    Args:
-        ids: [sequences, tokens]
-        mask: Id of the mask.
-        special: Ids that are not masked.
-        generator: Draws them.
-
-    Returns:
-        The ids with the mask, and where it stands, both [sequences, tokens].
-    """
-    chosen = torch.rand(ids.shape, generator=generator) < MASKED
-    chosen &= ~torch.isin(ids, torch.tensor(special))
-    return torch.where(chosen, mask, ids), chosen
 
 
 def masked_loss(

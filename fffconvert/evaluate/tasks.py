@@ -16,6 +16,7 @@ from fffconvert.evaluate.data import NotThere, Table, find_file, read_table, rea
 from fffconvert.evaluate.glue import EPOCHS, GLUE, Glue, fine_tune
 from fffconvert.evaluate.metrics import ACCURACY, PEARSON, SPEARMAN, Metric, Units, perplexity, ratio
 from fffconvert.evaluate.subject import Subject
+from fffconvert.fit.masking import head
 
 WIKITEXT = ("text/wikitext2/wiki.test.raw",)
 PSEUDO_SEQUENCES, PSEUDO_LENGTH = 100, 64
@@ -286,7 +287,7 @@ def _embeddings(subject: Subject, teacher: Subject | None, documents: Any, optio
 
 def _predictions(subject: Subject, teacher: Subject | None, documents: Any, options: Options) -> Sample:
     assert teacher is not None
-    kinds = [language.head(each.model) for each in (subject, teacher)]
+    kinds = [head(each.model) for each in (subject, teacher)]
     if kinds[0] == "none" or kinds[0] != kinds[1]:
         raise FFFError(
             f"task token-agreement got {type(subject.model).__name__} and {type(teacher.model).__name__}; "

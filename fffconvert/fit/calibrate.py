@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fffconvert.errors import FFFError
 from fffconvert.fit.corpus import default_corpus
+from fffconvert.fit.masking import with_masks
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation
 
@@ -37,6 +38,8 @@ def calibration_batches(
     seed: int,
 ) -> list[Batch]:
     """Batches to calibrate a model on: those given, or text as `text_batches` makes them.
+
+    Masked language models get text with masks, as they will be used on.
 
     Args:
         model: The model; its longest sequence bounds `length`.
@@ -60,7 +63,8 @@ def calibration_batches(
     texts = default_corpus(CHARACTERS_PER_TOKEN * tokens) if items is None else [str(item) for item in items]
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30
     length = min(length, tokenizer.model_max_length, int(positions))
-    return with_decoder_inputs(model, text_batches(texts, tokenizer, tokens=tokens, length=length, seed=seed))
+    batches = text_batches(texts, tokenizer, tokens=tokens, length=length, seed=seed)
+    return with_decoder_inputs(model, with_masks(model, tokenizer, batches, seed))
 
 
 def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: int, seed: int) -> list[Batch]:

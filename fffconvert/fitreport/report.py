@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from fffconvert import hub, surgery
 from fffconvert.convert import BlockResult, Prepared, Recipe, fit_blocks, prepare
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.language import masked_tokens
 from fffconvert.fit import read_corpus
 from fffconvert.fit.calibrate import Batch, text_batches
 from fffconvert.fit.diagnose import outputs
+from fffconvert.fit.masking import masked_tokens
 from fffconvert.fit.mean import MeanOutput
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.refine import split_off

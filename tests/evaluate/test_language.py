@@ -12,6 +12,7 @@ from torch import nn
 from fffconvert.errors import FFFError
 from fffconvert.evaluate import agreement, language
 from fffconvert.evaluate.metrics import perplexity
+from fffconvert.fit import masking
 
 SPECIAL = [0, 1, 2, 3, 4]
 MASK = 4
@@ -85,16 +86,6 @@ def test_masked_loss_is_that_of_each_sequence_alone(build: Any, tokenizer: Any, 
     assert count > 10
 
 
-def test_special_tokens_are_never_masked_and_15_percent_of_the_others_are():
-    ids = torch.arange(5, 105).repeat(50, 1)
-    ids[:, 0] = 1
-    masked, chosen = language.masked_tokens(ids, MASK, SPECIAL, torch.Generator().manual_seed(0))
-    assert not chosen[:, 0].any()
-    assert chosen.float().mean() == pytest.approx(0.15, abs=0.02)
-    assert torch.equal(masked == MASK, chosen)
-    assert torch.equal(masked[~chosen], ids[~chosen])
-
-
 def test_pseudo_perplexity_masks_each_token_alone(build: Any, tokenizer: Any, sentences: Any):
     model, sequences = build("masked"), ids_of(tokenizer, sentences(4))
     units = language.pseudo_perplexity(model, sequences, MASK, SPECIAL)
@@ -119,7 +110,7 @@ def test_lines_are_cut_and_empty_ones_left_out(tokenizer: Any):
 
 
 def test_heads_are_told_apart(build: Any):
-    assert [language.head(build(kind)) for kind in ("encoder", "masked", "causal")] == [
+    assert [masking.head(build(kind)) for kind in ("encoder", "masked", "causal")] == [
         "none",
         "masked",
         "causal",
