@@ -14,7 +14,7 @@ from accelerate import PartialState
 from fffconvert import hub
 from fffconvert.controls import Control, make_control, read_conversion
 from fffconvert.distill.recipe import Recipe
-from fffconvert.distill.run import JOURNAL, Trainee, run_stages
+from fffconvert.distill.run import JOURNAL, TENSORBOARD, Trainee, run_stages
 from fffconvert.distill.signals import placements
 from fffconvert.errors import FFFError
 from fffconvert.hub.output import METRICS
@@ -100,7 +100,7 @@ def distill_model(
             path,
             recipe=document,
             metrics=metrics,
-            files=[work / JOURNAL],
+            files=[work / JOURNAL, work / TENSORBOARD],
             overwrite=overwrite,
         )
         shutil.rmtree(work, ignore_errors=True)

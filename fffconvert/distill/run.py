@@ -20,8 +20,10 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_model, save_model
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from fffconvert.controls import Control
 from fffconvert.distill.cache import CachedTeacher, build_cache, check_cacheable
@@ -42,7 +44,7 @@ from fffconvert.distill.trained import add_lora, choose_trained
 from fffconvert.distill.trainer import DistillTrainer, Interrupt, last_checkpoint
 from fffconvert.errors import FFFError
 
-JOURNAL = "training.jsonl"
+JOURNAL, TENSORBOARD = "training.jsonl", "tensorboard"
 EVALUATION_BATCH = 64
 
 
@@ -166,6 +168,10 @@ def _run_stage(
         data_collator=collate,
         callbacks=callbacks,
     )
+    if trainer.is_world_process_zero():
+        trainer.add_callback(
+            TensorBoardCallback(SummaryWriter(str(journal.parent / TENSORBOARD / folder.name)))
+        )
     checkpoint = last_checkpoint(folder)
     _forget_after(journal, before[1] + _step_of(checkpoint))
     if trainer.is_world_process_zero():
@@ -326,7 +332,7 @@ def _arguments(
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         remove_unused_columns=False,
-        report_to="tensorboard",
+        report_to="none",
         dataloader_num_workers=recipe.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=not sys.stderr.isatty(),

@@ -67,6 +67,7 @@ def test_a_run_brings_the_student_closer_and_writes_what_others_read(
     again = yaml.safe_load((tmp_path / "out/fffconvert.yaml").read_text())
     assert from_dict(Recipe, again["distill"]) == recipe
     assert "30 steps" in (tmp_path / "out/README.md").read_text()
+    assert list((tmp_path / "out/tensorboard/stage-0").glob("events.out.tfevents.*"))
     assert not list(tmp_path.glob(".out*"))
     model = hub.load(str(tmp_path / "out")).model
     assert sum(isinstance(module, FFFLayer) for module in model.modules()) == 2
