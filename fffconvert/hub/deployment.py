@@ -65,9 +65,8 @@ class Deployment:
             raise FFFError(malformed)
         if any(dtype not in ROW_DTYPES for dtype in rows.values()):
             raise FFFError(f"{malformed}: row types are {', '.join(map(str, rows.values()))}")
-        joined = tuple(tuple(map(str, names)) for names in groups)
         linears, trunks = (tuple(map(str, names)) for names in lists)
-        return cls(values["target"], rows, linears, trunks, joined)
+        return cls(values["target"], rows, linears, trunks, tuple(tuple(map(str, names)) for names in groups))
 
 
 def apply(model: nn.Module, deployment: Deployment) -> None:
