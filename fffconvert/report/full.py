@@ -88,8 +88,10 @@ def full_report(
     check_tools()
     texts = settings.texts
     folder = Path(output).expanduser()
+    document = {"model": model, **dataclasses.asdict(settings), "data_dir": str(settings.data_dir)}
+    _check(folder, document)  # before the model is read, which takes a while
     kind, recipes = _plan(model, settings)
-    _open(folder, {"model": model, **dataclasses.asdict(settings), "data_dir": str(settings.data_dir)})
+    _claim(folder, document)
     measured = []
     for name, recipe in recipes.items():
         converted = folder / f"{name}-converted"
@@ -209,18 +211,26 @@ def _tasks(kind: _Kind, settings: FullSettings) -> Iterator[tuple[Sequence[str],
     yield SECTIONS, {"limit": settings.limit}
 
 
-def _open(folder: Path, document: dict[str, Any]) -> None:
-    """Make the folder, or find that it holds the same report."""
-    own = folder / SETTINGS
-    text = json.dumps(document, indent=2) + "\n"
+def _check(folder: Path, document: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else than this report."""
     try:
-        if own.is_file():
-            if own.read_text(encoding="utf-8") != text:
+        if (folder / SETTINGS).is_file():
+            if (folder / SETTINGS).read_text(encoding="utf-8") != _written(document):
                 raise FFFError(f"{folder} holds a full report with other settings; choose another -o")
-            return
-        if folder.is_dir() and any(folder.iterdir()):
+        elif folder.is_dir() and any(folder.iterdir()):
             raise FFFError(f"{folder} exists and holds no full report; choose another -o")
+    except OSError as error:
+        raise FFFError(f"cannot read {folder}: {first_line(error)}; choose another -o") from None
+
+
+def _claim(folder: Path, document: dict[str, Any]) -> None:
+    """Make the folder, and note what report it holds."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        own.write_text(text, encoding="utf-8")
+        (folder / SETTINGS).write_text(_written(document), encoding="utf-8")
     except OSError as error:
         raise FFFError(f"cannot write {folder}: {first_line(error)}; choose another -o") from None
+
+
+def _written(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2) + "\n"
