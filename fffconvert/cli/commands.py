@@ -116,6 +116,10 @@ def convert(
         ),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 100_000,
+    length: Annotated[
+        int,
+        typer.Option(help="Longest calibration sequence, in tokens; as long as those the model is used on."),
+    ] = 128,
     seed: Annotated[int, typer.Option(help="Order of the calibration text.")] = 0,
     sequential: Annotated[
         bool, typer.Option(help="Fit each block on what the converted ones before it give, or the originals.")
@@ -150,6 +154,7 @@ def convert(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             tokens=tokens,
+            length=length,
             min_expansion=min_expansion,
             seed=seed,
             sequential=sequential,
