@@ -236,6 +236,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "depth text": (["--depth", "deep"], "'--depth'"),
     "no trees": (["--trees", "0"], "trees is 0"),
     "few tokens": (["--tokens", "3"], "tokens is 3"),
+    "short sequences": (["--length", "3"], "length is 3"),
     "layer": (["--layer", "leafy"], "'--layer'"),
     "include matches nothing": (["--include", "zebra"], "--include 'zebra' matches nothing"),
     "include matches no block": (["--include", "embeddings"], "none that is a feedforward block"),
