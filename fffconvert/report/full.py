@@ -15,7 +15,7 @@ from fffconvert.convert import Recipe, convert_model, prepare
 from fffconvert.distill import distill_model
 from fffconvert.distill.checks import is_causal
 from fffconvert.distill.distiller import has_token_head
-from fffconvert.distill.recipe import Data, Objectives, Stage, Unit
+from fffconvert.distill.recipe import Data, Objectives, Stage, Trained, Unit
 from fffconvert.distill.recipe import Recipe as Distillation
 from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluate import evaluate
@@ -186,7 +186,13 @@ def _trained(
 
 
 def _distillation(kind: _Kind, settings: FullSettings) -> Distillation:
-    stage = Stage(tokens=settings.train_tokens, objectives=kind.objectives, tree_learning_rate=0.001)
+    # As in recipes/minilm-laptop.yaml: steps on fitted trees undo more than a short run wins back.
+    stage = Stage(
+        tokens=settings.train_tokens,
+        objectives=kind.objectives,
+        learning_rate=3e-4,
+        trained=Trained(trees=False),
+    )
     unit = Unit.DOCUMENT if kind is CAUSAL else Unit.SENTENCE
     return Distillation(stages=(stage,), data=Data(train=settings.texts, unit=unit, rows=50_000))
 
