@@ -26,6 +26,8 @@ NAMES = {
     "deployed": "deployed",
     "fffconvert": "deployed, rest float32",
     "fffconvert-int8": "deployed, rest int8",
+    "exported": "exported to ONNX Runtime",
+    "exported-int8": "exported, rest int8",
 }
 LEGEND = (
     "no feedforward: the original without its blocks; what it gains is the cap for exact trees (Amdahl). "

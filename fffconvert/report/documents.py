@@ -18,7 +18,7 @@ Kind = TypeVar("Kind")
 RECIPE, METRICS, TRAINING = "fffconvert.yaml", "metrics.json", "training.jsonl"
 EVALUATION, BENCHMARK, SWEEP = "eval.json", "bench.json", "sweep.json"
 DOCUMENTS = (METRICS, RECIPE, TRAINING, EVALUATION, BENCHMARK, SWEEP)
-OURS = ("fffconvert", "deployed", "undeployed")
+OURS = ("fffconvert", "deployed", "undeployed", "exported")
 """How the names of runtimes begin that compute trees; others are baselines."""
 
 

@@ -1,4 +1,4 @@
-"""The ONNX files of a dense model that ONNX Runtime and OpenVINO are measured with."""
+"""The ONNX files that ONNX Runtime and OpenVINO are measured with."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from fffconvert.deploy.onnx import export_onnx, quantize_onnx
 
 
-def write_onnx(model: Any, folder: Path, *, int8: bool) -> None:
-    """Write `ort.onnx`, and with `int8` also `ort-int8.onnx`.
+def write_onnx(model: Any, folder: Path, name: str, *, int8: bool) -> None:
+    """Write NAME.onnx, and with `int8` also NAME-int8.onnx.
 
     Raises:
         FFFError: The model cannot be exported.
     """
-    path = folder / "ort.onnx"
+    path = folder / f"{name}.onnx"
     export_onnx(model, path)
     if int8:
-        quantize_onnx(path, folder / "ort-int8.onnx")
+        quantize_onnx(path, folder / f"{name}-int8.onnx")

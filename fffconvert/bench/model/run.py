@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from fffconvert.bench import machine
 from fffconvert.bench.model import inputs
 from fffconvert.bench.model.exported import write_onnx
 from fffconvert.bench.model.process import Runtime, WorkerError
-from fffconvert.bench.model.settings import EXPORTED, ModelBench
-from fffconvert.bench.model.torch_models import dense, stored_config
+from fffconvert.bench.model.settings import EXPORTED, EXPORTED_TREES, ModelBench
+from fffconvert.bench.model.torch_models import dense, stored_config, trees
 from fffconvert.errors import FFFError
 from fffconvert.locate.inputs import example_inputs
 
@@ -29,8 +29,10 @@ PROFILE_CALLS = 5
 MOST_ERROR = {"float32": 1e-3, "rounded": 0.5}
 """Median relative error of a position above which outputs are wrong: of exact runtimes, and of those that
 compute in fewer bits."""
-ROUNDED = ("ort-int8", "openvino", "fffconvert-int8", "deployed")
-TREES = ("undeployed", "fffconvert", "fffconvert-int8", "deployed")
+ROUNDED = ("ort-int8", "openvino", "fffconvert-int8", "deployed", "exported-int8")
+TREES = ("undeployed", "fffconvert", "fffconvert-int8", "deployed", *EXPORTED_TREES.values())
+GENERATING = ("torch", "deleted", *TREES[:4])
+"""Those that keep keys and values of the tokens before."""
 Size = tuple[int, int]
 
 
@@ -78,9 +80,10 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
 
 def _own(settings: ModelBench) -> list[str]:
     """The forms of the converted model to measure."""
+    exported = [EXPORTED_TREES[name] for name in settings.baselines if name in EXPORTED_TREES]
     if settings.depth is None and stored_config(settings.model).get("deployment"):
-        return ["undeployed", "deployed"]
-    return ["undeployed", "fffconvert", "fffconvert-int8"]
+        return ["undeployed", "deployed", *exported]
+    return ["undeployed", "fffconvert", "fffconvert-int8", *exported]
 
 
 def _prepare(folder: Path, values: dict[str, Any], settings: ModelBench, problems: list[str]) -> bool:
@@ -96,11 +99,21 @@ def _prepare(folder: Path, values: dict[str, Any], settings: ModelBench, problem
         inputs.write(folder, size, arrays, vocabulary)
     wanted = [name for name in settings.baselines if name in EXPORTED]
     if wanted:
-        try:
-            write_onnx(model, folder, int8="ort-int8" in wanted)
-        except FFFError as error:
-            problems.append(f"{', '.join(wanted)}: {error}")
+        _export(lambda: model, folder, "ort", wanted, problems)
+    ours = [EXPORTED_TREES[name] for name in wanted if name in EXPORTED_TREES]
+    if ours:
+        torch.manual_seed(0)
+        _export(lambda: trees(values), folder, "exported", ours, problems)
     return "CausalLM" in type(model).__name__
+
+
+def _export(
+    make: Callable[[], Any], folder: Path, name: str, runtimes: Sequence[str], problems: list[str]
+) -> None:
+    try:
+        write_onnx(make(), folder, name, int8=f"{name}-int8" in runtimes)
+    except FFFError as error:
+        problems.append(f"{', '.join(runtimes)}: {error}")
 
 
 @contextmanager
@@ -207,7 +220,7 @@ class _Run:
             self._problems.append("--generate needs a size with batch 1, as in --sizes 1x32")
             return []
         times: dict[str, list[int]] = {}
-        names = [name for name in self._runtimes if name in ("torch", "deleted", *TREES)]
+        names = [name for name in self._runtimes if name in GENERATING]
         for turn in range(ROUNDS):
             start = turn % len(names)
             for name in (*names[start:], *names[:start]):

@@ -18,6 +18,8 @@ BASELINES = {
 """What a converted model can be compared with, and the package that each needs."""
 EXPORTED = ("ort", "ort-int8", "openvino")
 """Those that run an ONNX file."""
+EXPORTED_TREES = {"ort": "exported", "ort-int8": "exported-int8"}
+"""The converted model in the same runtime, by the baseline that it is to be compared with."""
 SIZES = ((1, 32), (1, 128), (8, 128))
 
 

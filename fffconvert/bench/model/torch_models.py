@@ -126,7 +126,7 @@ def _deleted(settings: Settings) -> nn.Module:
     return model
 
 
-def _trees(settings: Settings) -> nn.Module:
+def trees(settings: Settings) -> nn.Module:
     """The converted model, not deployed."""
     if settings["depth"] is None:
         return _loaded(settings["model"], settings, deployed=False).float()
@@ -148,18 +148,18 @@ def _trees(settings: Settings) -> nn.Module:
 
 def _reference(settings: Settings) -> nn.Module:
     """The converted model in plain torch, from its weights as stored: what the others' outputs should be."""
-    model = _trees(settings)
+    model = trees(settings)
     for layer in _layers(model):
         layer.inference = Inference("reference")
     return model
 
 
 def _float32(settings: Settings) -> nn.Module:
-    return deploy(_trees(settings), dtype="float32", originals={})
+    return deploy(trees(settings), dtype="float32", originals={})
 
 
 def _int8(settings: Settings) -> nn.Module:
-    return deploy(_trees(settings), originals={}, quantize_rest="int8")
+    return deploy(trees(settings), originals={}, quantize_rest="int8")
 
 
 def _deployed(settings: Settings) -> nn.Module:
@@ -175,7 +175,7 @@ KINDS: dict[str, Callable[[Settings], Any]] = {
     "compile": dense,
     "deleted": _deleted,
     "reference": _reference,
-    "undeployed": _trees,
+    "undeployed": trees,
     "fffconvert": _float32,
     "fffconvert-int8": _int8,
     "deployed": _deployed,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fffconvert.bench.model.inputs import Arrays, read
+from fffconvert.native import register_onnxruntime
 
 TORCH_MODULE = "fffconvert.bench.model.torch_models"
 LEAST_CALLS = 2
@@ -38,7 +39,7 @@ class Worker:
         names = list(read(folder, tuple(settings["sizes"][0]))[0])
         self._model: Any = None
         self._call: Callable[[Arrays], np.ndarray]
-        if runtime in ("ort", "ort-int8"):
+        if runtime in ("ort", "ort-int8", "exported", "exported-int8"):
             self._call = _onnxruntime(folder / f"{runtime}.onnx", settings["threads"])
         elif runtime == "openvino":
             self._call = _openvino(folder / "ort.onnx", settings["threads"])
@@ -95,6 +96,8 @@ def _onnxruntime(path: Path, threads: int) -> Callable[[Arrays], np.ndarray]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if path.name.startswith("exported"):
+        register_onnxruntime(options)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = {value.name for value in session.get_inputs()}
 
