@@ -14,7 +14,7 @@ from fffconvert.cli.reporting import Output, one_line_errors, output
 if TYPE_CHECKING:
     from fffconvert.report import Report
 
-TOKENS, TRAIN_TOKENS = 50_000, 500_000
+TOKENS, TRAIN_TOKENS = 50_000, 200_000
 
 
 @app.command()

@@ -53,7 +53,7 @@ class FullSettings:
     data_dir: Path
     calibration: tuple[str, ...] = ()
     tokens: int = 50_000
-    train_tokens: int = 500_000
+    train_tokens: int = 200_000
     limit: int | None = None
 
     @property
