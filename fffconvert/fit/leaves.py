@@ -279,21 +279,25 @@ def _greedy(second: Tensor, cross: Tensor, scale: Tensor, width: int) -> tuple[T
 
     Reference: Pati, Rezaiifar and Krishnaprasad, Orthogonal matching pursuit (1993).
     """
-    left, cross = second.diagonal().clone(), cross.clone()
+    left, effect = second.diagonal().clone(), cross.double().square().sum(1)
     usable = COLLINEAR * scale.float() + TINY
-    basis = torch.zeros(len(second), width)
+    # What is left of cross is cross - basis @ taken. It is never formed: its rows' squared lengths are enough.
+    basis, taken = torch.zeros(len(second), width), torch.zeros(width, cross.shape[1])
     order, gains = [], []
     for step in range(min(width, len(second))):
-        score = torch.where(left > usable, cross.square().sum(1) / left, -1.0)
+        score = torch.where(left > usable, effect / left, -1.0)
         best = int(score.argmax())
         if score[best] <= 0:
             break
         order.append(best)
         gains.append(float(score[best]))
         root = left[best].sqrt()
-        column = (second[:, best] - basis[:, :step] @ basis[best, :step]) / root
-        basis[:, step] = column
-        cross -= torch.outer(column, cross[best] / root)
+        before, own = basis[:, :step], basis[best, :step]
+        column = (second[:, best] - before @ own) / root
+        row = (cross[best] - own @ taken[:step]) / root
+        along = cross @ row - before @ (taken[:step] @ row)
+        effect += column * (column * float(row.double().square().sum()) - 2 * along)
+        basis[:, step], taken[step] = column, row
         left = left - column.square()
         left[best] = 0
     return torch.tensor(order, dtype=torch.long), torch.tensor(gains)
