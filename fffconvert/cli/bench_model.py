@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ LEGEND = (
 def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
     """Measure, write the document and print it."""
     from fffconvert.bench import ModelBench, bench_model
+    from fffconvert.bench.model.run import write_document
     from fffconvert.hub.source import resolve
 
     with output(as_json) as out:
@@ -51,9 +50,7 @@ def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
             raise FFFError(f"-o {destination}: its folder does not exist; make it first")
         found = bench_model(checked)
         if destination is not None:
-            partial = destination.with_name(f".{destination.name}.{os.getpid()}")
-            partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-            partial.replace(destination)
+            write_document(found, destination)
         out.document(found)
         out.show(*(f"warning: {text}" for text in found["warnings"]))
         out.show(tables.pairs(_machine(found)))

@@ -281,7 +281,7 @@ def _greedy(second: Tensor, cross: Tensor, scale: Tensor, width: int) -> tuple[T
     """
     left, effect = second.diagonal().clone(), cross.double().square().sum(1)
     usable = COLLINEAR * scale.float() + TINY
-    # What is left of cross is cross - basis @ taken. It is never formed: its rows' squared lengths are enough.
+    # What is left of cross is cross - basis @ taken, never formed: the squared lengths of its rows suffice.
     basis, taken = torch.zeros(len(second), width), torch.zeros(width, cross.shape[1])
     order, gains = [], []
     for step in range(min(width, len(second))):

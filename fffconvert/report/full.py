@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fffconvert import hub
+from fffconvert.bench.model.run import bench_model, write_document
+from fffconvert.bench.model.settings import ModelBench, missing_packages
+from fffconvert.bench.model.torch_models import CONFIG
 from fffconvert.controls import Control, make_control, read_conversion
 from fffconvert.convert import Recipe, convert_model, prepare
 from fffconvert.distill import distill_model
@@ -22,6 +27,7 @@ from fffconvert.evaluate import evaluate
 from fffconvert.evaluate.sweep import Grid, run_sweep
 from fffconvert.hub.output import RECIPE
 from fffconvert.report.build import Report, check_tools, report
+from fffconvert.report.documents import BENCHMARK
 
 SETTINGS = "full.json"
 ENGLISH = "text/wiki_en/train.jsonl.gz"
@@ -34,6 +40,9 @@ GRID = Grid(depths=(4, 8, 11), trees=(1, 4))
 CONTROLS = (Control.DENSE, Control.DELETED, Control.RANDOM_ROUTING)
 SECTIONS = ("robustness", "ablation", "routing")
 EPOCHS = 3
+BASELINES = ("torch", "ort-int8")
+"""What the speed is compared with, where its packages are installed."""
+LENGTH, GENERATED = 128, 16
 SUBSET = 500
 """Examples of large tasks; four times as many are trained on."""
 
@@ -112,6 +121,9 @@ def full_report(
                 cache=folder / "evaluations",
                 **options,
             )
+        if not (subject / BENCHMARK).is_file():
+            say(f"{name}: time it against the original")
+            write_document(bench_model(_benchmark(subject, kind)), subject / BENCHMARK)
     say("sweep over trees and depth")
     run_sweep(
         model,
@@ -195,6 +207,20 @@ def _distillation(kind: _Kind, settings: FullSettings) -> Distillation:
     )
     unit = Unit.DOCUMENT if kind is CAUSAL else Unit.SENTENCE
     return Distillation(stages=(stage,), data=Data(train=settings.texts, unit=unit, rows=50_000))
+
+
+def _benchmark(subject: Path, kind: _Kind) -> ModelBench:
+    """How the speed of the whole model is measured: as short and long inputs as the model takes."""
+    config = json.loads((subject / CONFIG).read_text(encoding="utf-8"))
+    longest = min(config.get("max_position_embeddings") or LENGTH, LENGTH)
+    return ModelBench(
+        str(subject),
+        baselines=tuple(name for name in BASELINES if not missing_packages(name)),
+        sizes=((1, min(32, longest)), (8, longest)),
+        threads=torch.get_num_threads(),
+        generate=GENERATED if kind is CAUSAL else 0,
+        seconds=1.0,
+    )
 
 
 def _save_control(converted: Path, control: Control, place: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,6 +78,13 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
         "warnings": machine.warnings(load, jitters, (settings.threads,)),
         "settings": values,
     }
+
+
+def write_document(found: dict[str, Any], path: Path) -> None:
+    """Write what `bench_model` found; the file appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _own(settings: ModelBench) -> list[str]:

@@ -58,10 +58,7 @@ class ModelBench:
         for name in self.baselines:
             if name not in BASELINES:
                 raise FFFError(f"--baselines holds {name!r}; expected some of {','.join(BASELINES)}")
-            package = BASELINES[name]
-            needed = [package, *(("onnx", "onnxscript") if name in EXPORTED else ())]
-            missing = [part for part in needed if part is not None and find_spec(part) is None]
-            if missing:
+            if missing := missing_packages(name):
                 raise FFFError(
                     f"--baselines {name} needs {', '.join(missing)}: pip install 'fffconvert[deploy]'"
                 )
@@ -71,3 +68,9 @@ class ModelBench:
             raise FFFError("--threads, --generate and --seconds: expected from 1, from 0, and above 0")
         if self.depth is not None:
             FFFSpec(1, 1, self.depth, self.trees)  # checks both numbers
+
+
+def missing_packages(baseline: str) -> list[str]:
+    """What a baseline needs and is not installed."""
+    needed = [BASELINES[baseline], *(("onnx", "onnxscript") if baseline in EXPORTED else ())]
+    return [package for package in needed if package is not None and find_spec(package) is None]
