@@ -54,6 +54,7 @@ def deploy(
         )
         if done.linears:
             out.show(tables.linears([dataclasses.asdict(linear) for linear in done.linears], TOKENS))
+            out.show(f"Attention's dot products: {done.attention}.")
         agreement = done.agreement
         out.show(
             f"Outputs on {agreement.positions:,} positions of {agreement.inputs} agree with those before: "

@@ -15,7 +15,7 @@ from fffconvert import hub
 from fffconvert.deploy.agreement import Agreement, Outputs
 from fffconvert.deploy.layers import LayerDeployment, deploy_layers, original_blocks
 from fffconvert.deploy.memory import weight_bytes
-from fffconvert.deploy.rest import LinearDeployment, check_rest, int8_rest
+from fffconvert.deploy.rest import LinearDeployment, check_rest, fast_attention, int8_rest
 from fffconvert.errors import FFFError
 from fffconvert.fit.corpus import read_corpus
 from fffconvert.hub.deployment import TARGETS, Deployment, apply
@@ -32,7 +32,7 @@ class Settings:
         target: "cpu" or "cuda": where it will run. It is measured there, so it must be here.
         backend: As of `fffconvert.deploy`.
         dtype: Row type of the trees, as of `fffconvert.deploy`.
-        quantize_rest: "int8" or "none", for the linear maps beside the trees.
+        quantize_rest: "int8" or "none", for the linear maps and the attention beside the trees.
         max_drop: Largest loss of agreement with the model before, of 1; more is refused.
         texts: Text files or `datasets` names to compare the outputs on; by default prose from Python.
     """
@@ -63,6 +63,7 @@ class Deployed:
     Attributes:
         layers: What computes each FFF layer.
         linears: What computes each linear map beside them; empty if they were left alone.
+        attention: Type in which attention's dot products are computed.
         agreement: Of the outputs with those before.
         bytes_before: Bytes that the weights took in memory.
         bytes_after: Bytes that they take now.
@@ -71,6 +72,7 @@ class Deployed:
 
     layers: list[LayerDeployment]
     linears: list[LinearDeployment]
+    attention: str
     agreement: Agreement
     bytes_before: int
     bytes_after: int
@@ -121,8 +123,10 @@ def deploy_folder(
     # A folder holds no dense blocks, so what is to be written is computed by trees; without, all is compared.
     originals = original_blocks(base, trust_remote_code) if base and output is None else {}
     layers = deploy_layers(model, settings.backend, settings.dtype, originals=originals)
-    linears = int8_rest(model) if settings.quantize_rest == "int8" else []
-    deployment = _deployment(settings.target, layers, linears)
+    linears, attention = [], "float32"
+    if settings.quantize_rest == "int8":
+        linears, attention = int8_rest(model), fast_attention(model)
+    deployment = _deployment(settings.target, layers, linears, attention)
     if output is not None:
         apply(model, deployment)  # what is checked is what will be loaded
     agreement = outputs.agreement(model)
@@ -133,7 +137,7 @@ def deploy_folder(
             "--quantize-rest none, or allow more"
         )
     written = None
-    result = Deployed(layers, linears, agreement, before, weight_bytes(model), None)
+    result = Deployed(layers, linears, attention, agreement, before, weight_bytes(model), None)
     if output is not None:
         folder = loaded.source.folder
         if folder is None:
@@ -142,14 +146,17 @@ def deploy_folder(
     return dataclasses.replace(result, output=written)
 
 
-def _deployment(target: str, layers: list[LayerDeployment], linears: list[LinearDeployment]) -> Deployment:
+def _deployment(
+    target: str, layers: list[LayerDeployment], linears: list[LinearDeployment], attention: str
+) -> Deployment:
     int8 = {kind: tuple(m.name for m in linears if (m.kind, m.dtype) == (kind, "int8")) for kind in _KINDS}
     rows = {layer.name: layer.dtype for layer in layers}
     groups: dict[int, list[str]] = {}
     for found in linears:
         if found.group is not None:
             groups.setdefault(found.group, []).append(found.name)
-    return Deployment(target, rows, int8["linear"], int8["trunk"], tuple(map(tuple, groups.values())))
+    joined = tuple(map(tuple, groups.values()))
+    return Deployment(target, rows, int8["linear"], int8["trunk"], joined, attention)
 
 
 _KINDS = ("linear", "trunk")

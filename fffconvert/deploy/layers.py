@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import hub, surgery
-from fffconvert.deploy.rest import check_rest, int8_rest
+from fffconvert.deploy.rest import check_rest, fast_attention, int8_rest
 from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
 from fffconvert.locate import locate
@@ -75,8 +75,8 @@ def deploy(
             hardly change the outputs.
         originals: Original blocks by layer name, to fall back to where they are faster; by default those that
             `convert` keeps in this process.
-        quantize_rest: "int8" puts the other linear maps into int8 where that is faster; the model is for
-            inference alone afterwards. "none" leaves them.
+        quantize_rest: "int8" puts the other linear maps into int8 and attention's dot products into bfloat16
+            where that is faster; the model is for inference alone afterwards. "none" leaves them.
         example_inputs: With "int8", keyword arguments of one forward pass, where they cannot be guessed.
 
     Returns:
@@ -90,6 +90,7 @@ def deploy(
     keep_freed_memory()
     if quantize_rest == "int8":
         int8_rest(model, example_inputs)
+        fast_attention(model)
     return model
 
 

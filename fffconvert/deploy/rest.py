@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
+from fffconvert.hub.attention import bfloat16_attention, use_bfloat16_attention
 from fffconvert.hub.deployment import int8_trunk, join, put_int8
 from fffconvert.locate.capture import evaluation
 from fffconvert.locate.inputs import example_inputs as default_inputs
@@ -18,6 +19,8 @@ from fffconvert.runtime.int8_linear import Int8Linear
 from fffconvert.tree import FFFLayer
 
 REST = ("int8", "none")
+HEADS, HEAD_WIDTH = 12, 64
+"""Attention that is timed: that of BERT-base. Other shapes gain alike."""
 FASTER = 0.95
 """An int8 map must take less than this share of the time, so that noise alone decides nothing."""
 
@@ -108,6 +111,25 @@ def int8_rest(model: nn.Module, example_inputs: Mapping[str, Any] | None = None)
         join(model, names)
     number = {name: index for index, names in enumerate(joined) for name in names}
     return [replace(m, group=number.get(m.name) if m.kind == "linear" else None) for m in result]
+
+
+def fast_attention(model: nn.Module) -> str:
+    """Have a model attend in bfloat16 if that is faster on this machine.
+
+    Returns:
+        The type in which attention's dot products are computed from then on: "bfloat16" or "float32".
+    """
+
+    def attend(query: Tensor) -> Tensor:
+        return bfloat16_attention(model, query, query, query, None, is_causal=False)[0]
+
+    def plain(query: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(query, query, query)
+
+    queries = [torch.randn(1, HEADS, tokens, HEAD_WIDTH) for tokens in TOKENS]
+    if size(times(attend, queries)) < size(times(plain, queries)) + torch.tensor(FASTER).log().item():
+        return "bfloat16" if use_bfloat16_attention(model) else "float32"
+    return "float32"
 
 
 def _int8_form(module: nn.Module) -> Int8Linear | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fffconvert.errors import FFFError
+from fffconvert.hub.attention import use_bfloat16_attention
 from fffconvert.runtime import Inference, Scales
 from fffconvert.runtime.heap import keep_freed_memory
 from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together
@@ -17,6 +18,7 @@ from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.tree import FFFLayer
 
 TARGETS = ("cpu", "cuda")
+ATTENTION = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Deployment:
         int8_linears: Names of the linear maps that compute in int8.
         int8_trunks: Names of the FFF layers whose trunks do.
         int8_groups: Names of maps among them that have the same input, and are computed in one product.
+        attention: Type in which attention's dot products are computed: "bfloat16", or "float32" as stored.
     """
 
     target: str
@@ -36,6 +39,7 @@ class Deployment:
     int8_linears: tuple[str, ...] = ()
     int8_trunks: tuple[str, ...] = ()
     int8_groups: tuple[tuple[str, ...], ...] = ()
+    attention: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a config."""
@@ -45,6 +49,7 @@ class Deployment:
             "int8_linears": list(self.int8_linears),
             "int8_trunks": list(self.int8_trunks),
             "int8_groups": [list(names) for names in self.int8_groups],
+            "attention": self.attention,
         }
 
     @classmethod
@@ -65,8 +70,12 @@ class Deployment:
             raise FFFError(malformed)
         if any(dtype not in ROW_DTYPES for dtype in rows.values()):
             raise FFFError(f"{malformed}: row types are {', '.join(map(str, rows.values()))}")
+        attention = values.get("attention", "float32")
+        if attention not in ATTENTION:
+            raise FFFError(f"{malformed}: attention is {attention!r}")
         linears, trunks = (tuple(map(str, names)) for names in lists)
-        return cls(values["target"], rows, linears, trunks, tuple(tuple(map(str, names)) for names in groups))
+        joined = tuple(tuple(map(str, names)) for names in groups)
+        return cls(values["target"], rows, linears, trunks, joined, attention)
 
 
 def apply(model: nn.Module, deployment: Deployment) -> None:
@@ -95,6 +104,8 @@ def apply(model: nn.Module, deployment: Deployment) -> None:
             join(model, [found for _, found in _found(model, names, linears)])
         for _, found in _found(model, deployment.int8_trunks, layers):
             layers[found].inference.trunk = int8_trunk(layers[found])
+        if deployment.attention == "bfloat16":
+            use_bfloat16_attention(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 

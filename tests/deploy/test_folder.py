@@ -144,7 +144,8 @@ def test_bad_settings_are_refused(options, message):
 
 
 @pytest.mark.parametrize(
-    "change", [{"target": "tpu"}, {"rows": None}, {"rows": {"a": "int4"}}, {"int8_linears": 3}]
+    "change",
+    [{"target": "tpu"}, {"rows": None}, {"rows": {"a": "int4"}}, {"int8_linears": 3}, {"attention": "int4"}],
 )
 def test_a_malformed_deployment_is_refused(change):
     values = Deployment("cpu", {"a": "int8"}).to_dict() | change

@@ -1,0 +1,63 @@
+"""Attention products in bfloat16, where the processor has units for them: part of an int8 rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME, PLAIN = "fff_bfloat16", "sdpa"
+SHORT = 64
+"""Tokens below which turning the inputs into bfloat16 costs more than it saves."""
+
+
+def bfloat16_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Scaled dot products as transformers' `sdpa`, computed in bfloat16 where there are enough of them.
+
+    Args:
+        module: The attention that asks.
+        query: [batch, heads, tokens, width], float32; other types are left to `sdpa`.
+        key: [batch, heads of keys, keys, width]
+        value: As `key`.
+        attention_mask: [batch, 1 or heads, tokens, keys], boolean or to be added; or None.
+        **options: As of `sdpa`.
+
+    Returns:
+        [batch, tokens, heads, width] in the type of `query`; and None, as `sdpa`.
+    """
+    if query.dtype != torch.float32 or query.shape[2] * key.shape[2] < SHORT**2:
+        same: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **options
+        )
+        return same
+
+    def half(x: Tensor | None) -> Tensor | None:
+        return x.bfloat16() if x is not None and x.is_floating_point() else x
+
+    options["position_bias"] = half(options.get("position_bias"))
+    given = (query.bfloat16(), key.bfloat16(), value.bfloat16())
+    y, weights = sdpa_attention_forward(module, *given, half(attention_mask), **options)
+    return y.float(), weights
+
+
+def use_bfloat16_attention(model: nn.Module) -> bool:
+    """Have a model of transformers attend in bfloat16; tells whether it can. Others are left as they are."""
+    if not isinstance(model, PreTrainedModel) or model.config._attn_implementation != PLAIN:
+        return False
+    if not model._can_set_attn_implementation():
+        return False
+    AttentionInterface.register(NAME, bfloat16_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    return bool(model.config._attn_implementation == NAME)
