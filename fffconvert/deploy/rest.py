@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
@@ -120,14 +121,12 @@ def fast_attention(model: nn.Module) -> str:
         The type in which attention's dot products are computed from then on: "bfloat16" or "float32".
     """
 
-    def attend(query: Tensor) -> Tensor:
-        return bfloat16_attention(model, query, query, query, None, is_causal=False)[0]
-
-    def plain(query: Tensor) -> Tensor:
-        return nn.functional.scaled_dot_product_attention(query, query, query)
+    def measured(attend: Callable[..., tuple[Tensor, Any]]) -> float:
+        return size(times(lambda x: attend(model, x, x, x, None, is_causal=False)[0], queries))
 
     queries = [torch.randn(1, HEADS, tokens, HEAD_WIDTH) for tokens in TOKENS]
-    if size(times(attend, queries)) < size(times(plain, queries)) + torch.tensor(FASTER).log().item():
+    fast, slow = measured(bfloat16_attention), measured(sdpa_attention_forward)
+    if fast < slow + torch.tensor(FASTER).log().item():
         return "bfloat16" if use_bfloat16_attention(model) else "float32"
     return "float32"
 
