@@ -48,9 +48,6 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
         state["fff_trunk_in"].copy_(trunk_in)
         state["fff_trunk_out"].copy_(outer)
         state["fff_bias"].copy_(mean - trunk_in @ principal.mean @ outer)
-    leaves = None
-    if neurons is not None and spec.leaf_width:
-        leaves = LeafFit(neurons, spec.leaf_width, x, weight, principal)
     at = torch.arange(len(x))
     for t, tree in enumerate(grow_trees(z, principal.variance, residual, weight, spec)):
         rows = principal.rows(tree.rows)
@@ -59,8 +56,10 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
         state["fff_out_weight"][t] = tree.out
         if spec.branch_outputs:
             state["fff_leaf_constant"][t] = tree.constant
-        if leaves is None:
+        if neurons is None or not spec.leaf_width:
             continue
+        whole = t == 0 and not spec.trunk
+        leaves = LeafFit(neurons, spec.leaf_width, x, weight, principal, whole=whole)
         at = at[tree.order]
         for filled, tokens in tqdm(tree.ends, desc="leaves", leave=False, disable=None):
             own = x[at[tokens]]
@@ -75,7 +74,7 @@ def _put(state: dict[str, Tensor], tree: int, leaves: slice, leaf: Leaf) -> None
     for name, rows, bias in zip(("in", "gate"), leaf.neurons.rows, leaf.neurons.bias, strict=False):
         state[f"fff_leaf_{name}_weight"][tree, leaves] = rows
         state[f"fff_leaf_{name}_bias"][tree, leaves] = bias
-    state["fff_leaf_out_weight"][tree, leaves] = leaf.out
+    state["fff_leaf_out_weight"][tree, leaves] = leaf.neurons.out
     state["fff_leaf_constant"][tree, leaves] += leaf.constant
 
 

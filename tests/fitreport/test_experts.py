@@ -16,15 +16,16 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def block() -> tuple[Tensor, Tensor, Neurons, Tensor]:
-    neurons = Neurons(draw(1, HIDDEN, WIDTH, seed=1), draw(1, HIDDEN, seed=2), "gelu")
-    x, out = draw(3000, WIDTH), draw(HIDDEN, WIDTH, seed=3)
-    return x, neurons(x) @ out + 5, neurons, out
+def block() -> tuple[Tensor, Tensor, Neurons]:
+    out = draw(HIDDEN, WIDTH, seed=3)
+    neurons = Neurons(draw(1, HIDDEN, WIDTH, seed=1), draw(1, HIDDEN, seed=2), out, "gelu")
+    x = draw(3000, WIDTH)
+    return x, neurons(x) @ out + 5, neurons
 
 
 def test_a_token_uses_so_many_neurons_and_experts_do_not_overlap():
-    x, y, neurons, out = block()
-    experts = fit_experts(x, y, neurons, out, 56)
+    x, y, neurons = block()
+    experts = fit_experts(x, y, neurons, 56)
     everyone = torch.cat([experts.shared, experts.members.flatten()])
     assert sorted(everyone.tolist()) == list(range(HIDDEN))
     on = (experts.hidden(x) != 0).sum(1)
@@ -32,16 +33,17 @@ def test_a_token_uses_so_many_neurons_and_experts_do_not_overlap():
 
 
 def test_more_of_the_block_explains_more_of_it():
-    x, y, neurons, out = block()
-    scores = [r2(y, fit_experts(x, y, neurons, out, width)(x).detach()) for width in (28, 84, HIDDEN)]
+    x, y, neurons = block()
+    scores = [r2(y, fit_experts(x, y, neurons, width)(x).detach()) for width in (28, 84, HIDDEN)]
     assert scores[0] < scores[1] < scores[2]
 
 
 def test_neurons_that_fire_together_share_an_expert():
     groups, size = 4, 2 * EXPERT
     direction = torch.eye(WIDTH)[:groups].repeat_interleave(size, 0) * 4
-    neurons = Neurons(direction[None], torch.full((1, groups * size), -4.0), "relu")
-    x, out = draw(6000, WIDTH), draw(groups * size, WIDTH, seed=3)
-    experts = fit_experts(x, neurons(x) @ out, neurons, out, size)
+    out = draw(groups * size, WIDTH, seed=3)
+    neurons = Neurons(direction[None], torch.full((1, groups * size), -4.0), out, "relu")
+    x = draw(6000, WIDTH)
+    experts = fit_experts(x, neurons(x) @ out, neurons, size)
     group = experts.members // size
     assert (group == group.mode(1).values[:, None]).float().mean() > 0.75  # by chance some 0.4
