@@ -74,6 +74,12 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile/--no-profile", help="For MODEL: time its parts too.")
     ] = True,
+    task: Annotated[
+        str, typer.Option(help="For MODEL: similarity task on which every runtime is scored, as in sts-b.")
+    ] = "",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the task's data, as in eval; by default, the hub.")
+    ] = None,
     destination: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="For MODEL: file to write; by default bench.json in its folder."),
@@ -107,6 +113,8 @@ def bench(
             profile=profile,
             seconds=3.0 if seconds is None else seconds,
             trust_remote_code=trust_remote_code,
+            task=task,
+            data_dir=data_dir,
         )
         return
     from fffconvert.bench import LayerBench, bench_layer

@@ -57,6 +57,8 @@ def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
         out.show(*_sizes(found["rows"]))
         if found["generation"]:
             out.show(_generation(found["generation"]))
+        if found["quality"]:
+            out.show(_quality(found["quality"]))
         out.show(_runtimes(found["runtimes"]))
         if found["profile"]:
             out.show(_profile(found["profile"]))
@@ -118,6 +120,13 @@ def _generation(rows: Sequence[Row]) -> Table:
             f"{row['tokens_per_second']:,.1f}",
             _times(row["speedup_vs_torch"]),
         )
+    return table
+
+
+def _quality(rows: Sequence[Row]) -> Table:
+    table = _table(f"quality: {rows[0]['task']}", ("runtime", rows[0]["metric"]))
+    for row in rows:
+        table.add_row(NAMES[row["runtime"]], f"{row['value']:.4f}")
     return table
 
 

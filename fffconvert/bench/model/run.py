@@ -19,6 +19,7 @@ from fffconvert.bench import machine
 from fffconvert.bench.model import inputs
 from fffconvert.bench.model.exported import write_onnx
 from fffconvert.bench.model.process import Runtime, WorkerError
+from fffconvert.bench.model.quality import Quality
 from fffconvert.bench.model.settings import EXPORTED, EXPORTED_TREES, ModelBench
 from fffconvert.bench.model.torch_models import dense, stored_config, trees
 from fffconvert.errors import FFFError
@@ -44,23 +45,26 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
     Every runtime has a process of its own; they take turns, and all but one stand still.
 
     Returns:
-        `rows` (a runtime and size each), `generation`, `runtimes` (loading, memory), `profile`, `machine`,
-        `problems`, `warnings` and `settings`.
+        `rows` (a runtime and size each), `generation`, `quality`, `runtimes` (loading, memory), `profile`,
+        `machine`, `problems`, `warnings` and `settings`.
 
     Raises:
         FFFError: A setting does not fit the model.
     """
     values = dataclasses.asdict(settings)
+    values["data_dir"] = None if settings.data_dir is None else str(settings.data_dir)
     own = _own(settings)
     load, jitters = machine.load(), [machine.jitter()]
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fffconvert-bench-") as temporary:
         folder = Path(temporary)
         causal = _prepare(folder, values, settings, problems)
+        quality = Quality(settings, values, folder) if settings.task else None
         names = [*dict.fromkeys(("torch", "deleted", *settings.baselines)), "reference", *own]
         with _running(names, folder, values, problems) as runtimes:
             run = _Run(runtimes, folder, settings, problems)
             rows = run.rows()
+            scores = [] if quality is None else run.scores(quality)
             generation = run.generation() if settings.generate and causal else []
             profile = run.profile() if settings.profile else []
             described = run.described()
@@ -71,6 +75,7 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
         "model": settings.model,
         "rows": rows,
         "generation": generation,
+        "quality": scores,
         "runtimes": described,
         "profile": profile,
         "machine": machine.describe() | {"load_1min": load, "jitter": jitters},
@@ -221,6 +226,20 @@ class _Run:
                 answer = self._ask(name, "time", size=size, seconds=seconds)
                 times[name] += answer["ns"] if answer is not None else []
         return {name: ns for name, ns in times.items() if ns}
+
+    def scores(self, quality: Quality) -> list[dict[str, Any]]:
+        """How well each runtime that was not refused does the task."""
+        found = []
+        for name in tqdm(
+            [name for name in self._runtimes if name != "reference"], desc="quality", disable=None
+        ):
+            try:
+                value = quality.score(self._runtimes[name].ask)
+            except WorkerError as error:
+                self._problems.append(f"quality: {error}")
+                continue
+            found.append({"runtime": name, "task": self._settings.task, "metric": "spearman", "value": value})
+        return found
 
     def generation(self) -> list[dict[str, Any]]:
         """Tokens generated one by one after the first size's length, batch 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from fffconvert.errors import FFFError
 from fffconvert.plan import FFFSpec
@@ -40,6 +41,8 @@ class ModelBench:
         seconds: Time for each runtime and size.
         profile: Time the parts of the model too.
         trust_remote_code: Run code that the model brings along.
+        task: Similarity task on which every runtime of a sentence encoder is scored; "" for none.
+        data_dir: Folder of its data; None to take it from the hub.
     """
 
     model: str
@@ -53,6 +56,8 @@ class ModelBench:
     seconds: float = 3.0
     profile: bool = True
     trust_remote_code: bool = False
+    task: str = ""
+    data_dir: Path | None = None
 
     def __post_init__(self) -> None:
         for name in self.baselines:
@@ -64,6 +69,8 @@ class ModelBench:
                 )
         if not self.sizes or min(map(min, self.sizes)) < 1:
             raise FFFError("--sizes is empty or holds 0; expected BATCHxLENGTH, as in 1x32,8x128")
+        if self.task and self.depth is not None:
+            raise FFFError("--task: random trees (--depth) keep nothing; expected a converted MODEL")
         if self.threads < 1 or self.generate < 0 or not self.seconds > 0:
             raise FFFError("--threads, --generate and --seconds: expected from 1, from 0, and above 0")
         if self.depth is not None:

@@ -77,6 +77,12 @@ class Worker:
             del y
         return {"ns": times, "peak_mb": _peak_mb()}
 
+    def run(self, inputs: str, output: str) -> dict[str, Any]:
+        """One call with arrays from a file; writes its output to another."""
+        with np.load(inputs) as stored:
+            np.save(output, self._call({name: stored[name] for name in stored.files}).astype(np.float32))
+        return {}
+
     def parts(self, size: tuple[int, int], calls: int) -> dict[str, Any]:
         """Milliseconds by part of the model."""
         return {"parts": self._model.parts(next(self._inputs[size]), calls)}
