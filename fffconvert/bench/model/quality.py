@@ -48,9 +48,7 @@ class Quality:
         with evaluation(loaded.model):
             output = main_output(loaded.model(**example_inputs(loaded.model)))[0]
         if output == "logits":
-            raise FFFError(
-                f"--task {settings.task} needs a model without head; {settings.model} gives logits"
-            )
+            raise FFFError(f"--task {settings.task} needs a model without head, found one with logits")
         self._tokenizer, self._config = loaded.tokenizer, loaded.model.config
         self._folder, self._names = folder, list(read(folder, settings.sizes[0])[0])
 

@@ -82,7 +82,7 @@ def test_a_runtime_is_scored_as_the_model_that_it_runs(tmp_path: Path, rows: lis
 def test_refusals(tmp_path: Path, rows: list[dict[str, Any]]):
     with pytest.raises(FFFError, match="'rte'; expected one of sts-b"):
         quality(tmp_path, saved(tmp_path / "model"), "rte")
-    with pytest.raises(FFFError, match="gives logits"):
+    with pytest.raises(FFFError, match="found one with logits"):
         quality(tmp_path, saved(tmp_path / "masked", BertForMaskedLM))
     with pytest.raises(FFFError, match="needs a tokenizer"):
         quality(tmp_path, saved(tmp_path / "mute", words=False))
