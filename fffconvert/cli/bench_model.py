@@ -38,7 +38,7 @@ LEGEND = (
 def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
     """Measure, write the document and print it."""
     from fffconvert.bench import ModelBench, bench_model
-    from fffconvert.bench.model.run import write_document
+    from fffconvert.evaluate.run import write_whole
     from fffconvert.hub.source import resolve
 
     with output(as_json) as out:
@@ -50,7 +50,7 @@ def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
             raise FFFError(f"-o {destination}: its folder does not exist; make it first")
         found = bench_model(checked)
         if destination is not None:
-            write_document(found, destination)
+            write_whole(destination, found)
         out.document(found)
         out.show(*(f"warning: {text}" for text in found["warnings"]))
         out.show(tables.pairs(_machine(found)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ REST = ("int8", "none")
 HEADS, HEAD_WIDTH = 12, 64
 """Attention that is timed: that of BERT-base. Other shapes gain alike."""
 FASTER = 0.95
-"""An int8 map must take less than this share of the time, so that noise alone decides nothing."""
+"""Fewer bits must take less than this share of the time, so that noise alone decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def int8_rest(model: nn.Module, example_inputs: Mapping[str, Any] | None = None)
             inputs = [torch.randn(tokens, d_in) for tokens in TOKENS]
             known[key] = times(plain, inputs), times(made, inputs)
         slow, fast = known[key]
-        dtype = "int8" if size(fast) < size(slow) + torch.tensor(FASTER).log().item() else "float32"
+        dtype = "int8" if _pays(fast, slow) else "float32"
         return LinearDeployment(name, kind, d_in, d_out, dtype, slow, fast)
 
     result = []
@@ -121,14 +122,17 @@ def fast_attention(model: nn.Module) -> str:
         The type in which attention's dot products are computed from then on: "bfloat16" or "float32".
     """
 
-    def measured(attend: Callable[..., tuple[Tensor, Any]]) -> float:
-        return size(times(lambda x: attend(model, x, x, x, None, is_causal=False)[0], queries))
+    def measured(attend: Callable[..., tuple[Tensor, Any]]) -> tuple[float, ...]:
+        return times(lambda x: attend(model, x, x, x, None, is_causal=False)[0], queries)
 
     queries = [torch.randn(1, HEADS, tokens, HEAD_WIDTH) for tokens in TOKENS]
-    fast, slow = measured(bfloat16_attention), measured(sdpa_attention_forward)
-    if fast < slow + torch.tensor(FASTER).log().item():
-        return "bfloat16" if use_bfloat16_attention(model) else "float32"
-    return "float32"
+    pays = _pays(measured(bfloat16_attention), measured(sdpa_attention_forward))
+    return "bfloat16" if pays and use_bfloat16_attention(model) else "float32"
+
+
+def _pays(fast: tuple[float, ...], slow: tuple[float, ...]) -> bool:
+    """Whether times at `TOKENS` are less than `FASTER` of others."""
+    return size(fast) < size(slow) + math.log(FASTER)
 
 
 def _int8_form(module: nn.Module) -> Int8Linear | None:

@@ -48,6 +48,9 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
         state["fff_trunk_in"].copy_(trunk_in)
         state["fff_trunk_out"].copy_(outer)
         state["fff_bias"].copy_(mean - trunk_in @ principal.mean @ outer)
+    leaves = None
+    if neurons is not None and spec.leaf_width:
+        leaves = LeafFit(neurons, spec.leaf_width, x, weight, principal)
     at = torch.arange(len(x))
     for t, tree in enumerate(grow_trees(z, principal.variance, residual, weight, spec)):
         rows = principal.rows(tree.rows)
@@ -56,14 +59,13 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
         state["fff_out_weight"][t] = tree.out
         if spec.branch_outputs:
             state["fff_leaf_constant"][t] = tree.constant
-        if neurons is None or not spec.leaf_width:
+        if leaves is None:
             continue
         whole = t == 0 and not spec.trunk
-        leaves = LeafFit(neurons, spec.leaf_width, x, weight, principal, whole=whole)
         at = at[tree.order]
         for filled, tokens in tqdm(tree.ends, desc="leaves", leave=False, disable=None):
             own = x[at[tokens]]
-            leaf = leaves.fit(own, z[tokens], residual[tokens], weight[tokens])
+            leaf = leaves.fit(own, z[tokens], residual[tokens], weight[tokens], whole=whole)
             _put(state, t, filled, leaf)
             residual[tokens] -= leaf(own)
     return layer

@@ -65,29 +65,17 @@ class LeafFit:
         x: [tokens, d_in], all tokens.
         weight: [tokens]
         principal: The coordinates of x in which leaves are fitted.
-        whole: Whether leaves are fitted to all that the block does. Few tokens then leave a neuron's output
-            row near the original one; else, where something was explained before, near zero.
     """
 
-    def __init__(
-        self,
-        neurons: Neurons,
-        width: int,
-        x: Tensor,
-        weight: Tensor,
-        principal: Principal,
-        *,
-        whole: bool = True,
-    ) -> None:
+    def __init__(self, neurons: Neurons, width: int, x: Tensor, weight: Tensor, principal: Principal) -> None:
         self.neurons, self.width, self.principal = neurons, width, principal
         self.scale = (principal.variance + FLOOR * principal.variance.max()).clamp(min=TINY).rsqrt()
         x, weight = _sample(SPREAD_TOKENS, x, weight)
         values, share = neurons(x), weight / weight.sum()
         spread = share @ (values - share @ values).square()
         self.prior = torch.cat([spread, torch.ones_like(self.scale)]).double()
-        self.towards = neurons.out.double() if whole else torch.zeros_like(neurons.out, dtype=torch.float64)
 
-    def fit(self, x: Tensor, z: Tensor, residual: Tensor, weight: Tensor) -> Leaf:
+    def fit(self, x: Tensor, z: Tensor, residual: Tensor, weight: Tensor, *, whole: bool = True) -> Leaf:
         """Fit one leaf to its tokens.
 
         Args:
@@ -95,6 +83,8 @@ class LeafFit:
             z: [tokens, features], the same inputs, uncorrelated over all tokens.
             residual: [tokens, d_out], what trunk and path left.
             weight: [tokens]
+            whole: Whether the residual is all that the block does. Few tokens then leave a neuron's output
+                row near the original one; else, where something was explained before, near zero.
         """
         x, z, residual, weight = _sample(LEAF_TOKENS, x, z, residual, weight)
         z = z * self.scale
@@ -104,7 +94,8 @@ class LeafFit:
         prior = torch.cat([self.prior[candidates], self.prior[len(self.neurons) :]])
         ridge = PRIOR_TOKENS / len(x) * prior
         second, cross = moments.second + torch.diag(ridge + TINY), moments.cross
-        cross[:count] += ridge[:count, None] * self.towards[candidates]
+        if whole:
+            cross[:count] += ridge[:count, None] * self.neurons.out[candidates]
         chosen, directions = _choose(second, cross, count, self.width)
         # What the leaf's neurons are made of: columns over candidates and z.
         made = torch.zeros(len(second), len(chosen) + directions.shape[1], dtype=torch.float64)

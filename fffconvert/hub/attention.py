@@ -36,19 +36,18 @@ def bfloat16_attention(
     Returns:
         [batch, tokens, heads, width] in the type of `query`; and None, as `sdpa`.
     """
-    if query.dtype != torch.float32 or query.shape[2] * key.shape[2] < SHORT**2:
-        same: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **options
-        )
-        return same
+    dtype = query.dtype
+    if dtype == torch.float32 and query.shape[2] * key.shape[2] >= SHORT**2:
+        query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+        attention_mask = _half(attention_mask)
+        options["position_bias"] = _half(options.get("position_bias"))
+    y, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return y.to(dtype), weights
 
-    def half(x: Tensor | None) -> Tensor | None:
-        return x.bfloat16() if x is not None and x.is_floating_point() else x
 
-    options["position_bias"] = half(options.get("position_bias"))
-    given = (query.bfloat16(), key.bfloat16(), value.bfloat16())
-    y, weights = sdpa_attention_forward(module, *given, half(attention_mask), **options)
-    return y.float(), weights
+def _half(mask: Tensor | None) -> Tensor | None:
+    """What is added to scores, in their type; boolean masks stay."""
+    return mask.bfloat16() if mask is not None and mask.is_floating_point() else mask
 
 
 def use_bfloat16_attention(model: nn.Module) -> bool:

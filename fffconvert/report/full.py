@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fffconvert import hub
-from fffconvert.bench.model.run import bench_model, write_document
+from fffconvert.bench.model.run import bench_model
 from fffconvert.bench.model.settings import ModelBench, missing_packages
 from fffconvert.bench.model.torch_models import CONFIG
 from fffconvert.controls import Control, make_control, read_conversion
@@ -24,6 +24,7 @@ from fffconvert.distill.recipe import Data, Objectives, Stage, Trained, Unit
 from fffconvert.distill.recipe import Recipe as Distillation
 from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluate import evaluate
+from fffconvert.evaluate.run import write_whole
 from fffconvert.evaluate.sweep import Grid, run_sweep
 from fffconvert.hub.output import RECIPE
 from fffconvert.report.build import Report, check_tools, report
@@ -123,7 +124,7 @@ def full_report(
             )
         if not (subject / BENCHMARK).is_file():
             say(f"{name}: time it against the original")
-            write_document(bench_model(_benchmark(subject, kind)), subject / BENCHMARK)
+            write_whole(subject / BENCHMARK, bench_model(_benchmark(subject, kind)))
     say("sweep over trees and depth")
     run_sweep(
         model,

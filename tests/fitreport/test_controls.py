@@ -19,11 +19,15 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def block(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Neurons]:
+def hidden() -> Neurons:
     out = draw(HIDDEN, WIDTH, seed=3)
-    neurons = Neurons(draw(1, HIDDEN, WIDTH, seed=1), draw(1, HIDDEN, seed=2), out, "gelu")
+    return Neurons(draw(1, HIDDEN, WIDTH, seed=1), draw(1, HIDDEN, seed=2), out, "gelu")
+
+
+def block(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Neurons]:
+    neurons = hidden()
     x = 3 * draw(tokens, WIDTH, seed=seed) + 5  # inputs far from standardised
-    return x, neurons(x / 3) @ out + 7, neurons
+    return x, neurons(x / 3) @ neurons.out + 7, neurons
 
 
 def test_a_dense_control_learns_a_block_of_its_own_width():
@@ -36,20 +40,18 @@ def test_a_dense_control_learns_a_block_of_its_own_width():
 
 
 def test_all_neurons_kept_are_the_block_and_fewer_keep_less():
-    out = draw(HIDDEN, WIDTH, seed=3)
-    neurons = Neurons(draw(1, HIDDEN, WIDTH, seed=1), draw(1, HIDDEN, seed=2), out, "gelu")
+    neurons = hidden()
     x = draw(4000, WIDTH)
-    y = neurons(x) @ out + 7
+    y = neurons(x) @ neurons.out + 7
     scores = [r2(y, kept_neurons(x, y, neurons, width)(x).detach()) for width in (4, 16, HIDDEN)]
     assert scores[0] < scores[1] < scores[2]
     assert scores[2] > 0.9999
 
 
 def test_random_routing_keeps_all_but_the_hyperplanes():
-    out = draw(HIDDEN, WIDTH, seed=3)
-    neurons = Neurons(draw(1, HIDDEN, WIDTH, seed=1), draw(1, HIDDEN, seed=2), out, "gelu")
+    neurons = hidden()
     x = draw(4000, WIDTH)
-    y = neurons(x) @ out
+    y = neurons(x) @ neurons.out
     layer = fit_layer(x, y, FFFSpec(WIDTH, WIDTH, 2, leaf_width=4, branch_outputs=True), neurons)
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     other = random_routing(layer)

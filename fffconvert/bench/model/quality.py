@@ -32,7 +32,7 @@ class Quality:
     Args:
         settings: Those of the benchmark, with a task.
         values: The same as plain values.
-        folder: Where the inputs of the benchmark lie.
+        folder: Where the inputs of the benchmark will lie.
 
     Raises:
         FFFError: There is no such task or data, or the model has no tokenizer.
@@ -50,7 +50,7 @@ class Quality:
         if output == "logits":
             raise FFFError(f"--task {settings.task} needs a model without head, found one with logits")
         self._tokenizer, self._config = loaded.tokenizer, loaded.model.config
-        self._folder, self._names = folder, list(read(folder, settings.sizes[0])[0])
+        self._folder, self._size = folder, settings.sizes[0]
 
     def score(self, ask: Callable[..., Any]) -> float:
         """Spearman correlation of cosines with grades.
@@ -58,7 +58,8 @@ class Quality:
         Args:
             ask: Has a runtime run on a file of arrays: `ask("run", inputs=…, output=…)`.
         """
-        remote = _Remote(ask, self._folder, self._names, self._config)
+        names = list(read(self._folder, self._size)[0])
+        remote = _Remote(ask, self._folder, names, self._config)
         return SPEARMAN.compute(similarity(remote, self._tokenizer, self._rows))
 
 
@@ -73,8 +74,10 @@ class _Remote(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         """The hidden states of [sequences, tokens]: [sequences, tokens, d_model]."""
         known = {"input_ids": input_ids, "attention_mask": attention_mask}
-        arrays = {name: known.get(name, torch.zeros_like(input_ids)).numpy() for name in self._names}
+        arrays: dict[str, Any] = {
+            name: known.get(name, torch.zeros_like(input_ids)).numpy() for name in self._names
+        }
         asked, answered = self._folder / ASKED, self._folder / ANSWERED
-        np.savez(asked, **arrays)  # type: ignore[arg-type]
+        np.savez(asked, **arrays)
         self._ask("run", inputs=str(asked), output=str(answered))
         return (torch.from_numpy(np.load(answered)),)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,9 @@ MOST_ERROR = {"float32": 1e-3, "rounded": 0.5}
 """Median relative error of a position above which outputs are wrong: of exact runtimes, and of those that
 compute in fewer bits."""
 ROUNDED = ("ort-int8", "openvino", "fffconvert-int8", "deployed", "exported-int8")
-TREES = ("undeployed", "fffconvert", "fffconvert-int8", "deployed", *EXPORTED_TREES.values())
-GENERATING = ("torch", "deleted", *TREES[:4])
+TORCH_TREES = ("undeployed", "fffconvert", "fffconvert-int8", "deployed")
+TREES = (*TORCH_TREES, *EXPORTED_TREES.values())
+GENERATING = ("torch", "deleted", *TORCH_TREES)
 """Those that keep keys and values of the tokens before."""
 Size = tuple[int, int]
 
@@ -58,8 +57,8 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fffconvert-bench-") as temporary:
         folder = Path(temporary)
-        causal = _prepare(folder, values, settings, problems)
         quality = Quality(settings, values, folder) if settings.task else None
+        causal = _prepare(folder, values, settings, problems)
         names = [*dict.fromkeys(("torch", "deleted", *settings.baselines)), "reference", *own]
         with _running(names, folder, values, problems) as runtimes:
             run = _Run(runtimes, folder, settings, problems)
@@ -85,13 +84,6 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
     }
 
 
-def write_document(found: dict[str, Any], path: Path) -> None:
-    """Write what `bench_model` found; the file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def _own(settings: ModelBench) -> list[str]:
     """The forms of the converted model to measure."""
     exported = [EXPORTED_TREES[name] for name in settings.baselines if name in EXPORTED_TREES]
@@ -113,19 +105,17 @@ def _prepare(folder: Path, values: dict[str, Any], settings: ModelBench, problem
         inputs.write(folder, size, arrays, vocabulary)
     wanted = [name for name in settings.baselines if name in EXPORTED]
     if wanted:
-        _export(lambda: model, folder, "ort", wanted, problems)
+        _export(model, folder, "ort", wanted, problems)
     ours = [EXPORTED_TREES[name] for name in wanted if name in EXPORTED_TREES]
     if ours:
         torch.manual_seed(0)
-        _export(lambda: trees(values), folder, "exported", ours, problems)
+        _export(trees(values), folder, "exported", ours, problems)
     return "CausalLM" in type(model).__name__
 
 
-def _export(
-    make: Callable[[], Any], folder: Path, name: str, runtimes: Sequence[str], problems: list[str]
-) -> None:
+def _export(model: Any, folder: Path, name: str, runtimes: Sequence[str], problems: list[str]) -> None:
     try:
-        write_onnx(make(), folder, name, int8=f"{name}-int8" in runtimes)
+        write_onnx(model, folder, name, int8=f"{name}-int8" in runtimes)
     except FFFError as error:
         problems.append(f"{', '.join(runtimes)}: {error}")
 
@@ -230,13 +220,12 @@ class _Run:
     def scores(self, quality: Quality) -> list[dict[str, Any]]:
         """How well each runtime that was not refused does the task."""
         found = []
-        for name in tqdm(
-            [name for name in self._runtimes if name != "reference"], desc="quality", disable=None
-        ):
+        names = [name for name in self._runtimes if name != "reference"]
+        for name in tqdm(names, desc="quality", disable=None):
             try:
                 value = quality.score(self._runtimes[name].ask)
             except WorkerError as error:
-                self._problems.append(f"quality: {error}")
+                self._drop(name, "quality", error)
                 continue
             found.append({"runtime": name, "task": self._settings.task, "metric": "spearman", "value": value})
         return found
@@ -300,12 +289,16 @@ class _Run:
         try:
             answer = self._runtimes[name].ask(what, **arguments)
         except WorkerError as error:
-            self._problems.append(f"{what}: {error}")
-            self._runtimes.pop(name).close()
+            self._drop(name, what, error)
             return None
         if "peak_mb" in answer:
             self._peak[name] = answer["peak_mb"]
         return answer
+
+    def _drop(self, name: str, what: str, error: WorkerError) -> None:
+        """Note why a runtime takes no further part."""
+        self._problems.append(f"{what}: {error}")
+        self._runtimes.pop(name).close()
 
 
 def _errors(y: np.ndarray, expected: np.ndarray) -> dict[str, float | None]:
