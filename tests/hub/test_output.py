@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -176,16 +177,18 @@ class TestKilled:
 
     def test_at_any_moment_it_leaves_nothing_or_a_whole_folder(self, model: PreTrainedModel, tmp_path: Path):
         output = tmp_path / "out"
-        started = time.monotonic()
-        write(model, output)
+        # How long a process takes to write, as those that are killed: a new one is slower than this one.
+        process, started = writing(model, output), time.monotonic()
+        while not output.exists():
+            assert time.monotonic() - started < 60, "nothing was written"
+            time.sleep(0.001)
         takes = time.monotonic() - started
+        process.kill()
+        process.join()
         shutil.rmtree(output)
         rng, whole = random.Random(0), 0
         for _ in range(20):
-            process = multiprocessing.get_context("fork").Process(
-                target=write_repeatedly, args=(model, output)
-            )
-            process.start()
+            process = writing(model, output)
             time.sleep(rng.uniform(0, 3 * takes))
             process.kill()
             process.join()
@@ -195,6 +198,13 @@ class TestKilled:
         assert whole > 0
         check_output(output, overwrite=True)
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def writing(model: PreTrainedModel, output: Path) -> ForkProcess:
+    """A process that writes until it is killed."""
+    process = multiprocessing.get_context("fork").Process(target=write_repeatedly, args=(model, output))
+    process.start()
+    return process
 
 
 def write_repeatedly(model: PreTrainedModel, output: Path) -> None:
