@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 
 class FFFError(ValueError):
     """Bad usage or bad input.
@@ -14,3 +16,20 @@ class FFFError(ValueError):
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type where there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def need(package: str, needed_by: str, extra: str) -> None:
+    """Ask early whether an optional package is there.
+
+    Args:
+        package: What is imported.
+        needed_by: What asks for it.
+        extra: The extra of this package that brings it.
+
+    Raises:
+        FFFError: It is not installed.
+    """
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise FFFError(f"{needed_by} needs {package}; pip install 'fffconvert[{extra}]'") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fffconvert.errors import FFFError
+from fffconvert.errors import need
 
 
 def figure_class(needed_by: str = "--plot", extra: str = "plots") -> Any:
@@ -17,8 +17,7 @@ def figure_class(needed_by: str = "--plot", extra: str = "plots") -> Any:
     Raises:
         FFFError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import figure
-    except ImportError:
-        raise FFFError(f"{needed_by} needs matplotlib; pip install 'fffconvert[{extra}]'") from None
+    need("matplotlib", needed_by, extra)
+    from matplotlib import figure
+
     return figure.Figure

@@ -310,6 +310,26 @@ class TestEndings:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("package", "extra", "arguments"),
+    [
+        ("accelerate", "train", ["distill", "DIR", "--recipe", "recipe.yaml", "-o", "out"]),
+        ("accelerate", "train", ["report", "DIR", "--full", "--data-dir", "data", "-o", "out"]),
+        ("sklearn", "eval", ["report", "DIR", "--full", "--data-dir", "data", "-o", "out"]),
+        ("accelerate", "eval", ["eval", "DIR", "--task", "rte"]),
+        ("sklearn", "eval", ["eval", "DIR", "--task", "probe"]),
+        ("matplotlib", "report", ["report", "DIR"]),
+        ("jinja2", "report", ["report", "DIR"]),
+    ],
+)
+def test_a_missing_package_is_named_before_any_work(monkeypatch, package: str, extra: str, arguments):
+    monkeypatch.setitem(sys.modules, package, None)  # what import finds when it is not installed
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert f"needs {package}; pip install 'fffconvert[{extra}]'" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_info_says_why_a_backend_is_missing():
     found = json.loads(run("info", "--json").stdout)
     assert found["versions"]["torch"] == torch.__version__

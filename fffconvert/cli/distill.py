@@ -61,9 +61,11 @@ def distill(
     """Retrain a converted model in DIR with its teacher. Run it again to go on where it was stopped."""
     import yaml
 
+    from fffconvert.errors import FFFError, need
+
+    need("accelerate", "distill", "train")
     from fffconvert.controls import Control
     from fffconvert.distill import distill_model, read_recipe
-    from fffconvert.errors import FFFError
 
     settings: dict[str, Any] = {}
     for assignment in set_ or []:

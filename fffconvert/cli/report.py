@@ -62,7 +62,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write one page about converted models: quality beside controls, speed, routing, and what is missing."""
-    from fffconvert.errors import FFFError
+    from fffconvert.errors import FFFError, need
 
     only_full = {
         "--data-dir": data_dir,
@@ -82,6 +82,8 @@ def report(
             return
         if len(folders) != 1 or destination is None or data_dir is None:
             raise FFFError("--full expects one MODEL, --data-dir and -o")
+        need("accelerate", "report --full", "train")
+        need("sklearn", "report --full", "eval")
         from fffconvert.report.full import FullSettings, full_report
 
         settings = FullSettings(

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from fffconvert.controls import Control, frozen_parameters
 from fffconvert.distill.recipe import Kind, Stage, Trained
-from fffconvert.errors import FFFError
+from fffconvert.errors import FFFError, need
 from fffconvert.tree import FFFLayer
 
 
@@ -65,10 +65,9 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
     Raises:
         FFFError: `peft` is not installed.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise FFFError("lora_rank needs peft; pip install 'fffconvert[train]'") from None
+    need("peft", "lora_rank", "train")
+    from peft import LoraConfig, get_peft_model
+
     kinds = kinds_of(model)
     targets = [
         name

@@ -131,6 +131,7 @@ def fine_tune(
             per_device_eval_batch_size=4 * BATCH,
             num_train_epochs=epochs,
             seed=seed,
+            train_sampling_strategy="group_by_length",  # padding would be half of the work
             use_cpu=next(model.parameters()).device.type == "cpu",
             save_strategy="no",
             logging_strategy="no",

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fffconvert import __version__
-from fffconvert.errors import FFFError, first_line
+from fffconvert.errors import FFFError, first_line, need
 from fffconvert.evaluate.ablation import ablation
 from fffconvert.evaluate.compare import measure, row
 from fffconvert.evaluate.data import NotThere
@@ -85,8 +85,8 @@ def evaluate(
         and `environment`.
 
     Raises:
-        FFFError: A task is unknown, its data is missing or malformed, a model cannot be read, or the teacher
-            or a control has another tokenizer or width.
+        FFFError: A task is unknown, its data or a package that it needs is missing, data is malformed, a
+            model cannot be read, or the teacher or a control has another tokenizer or width.
     """
     named = resolve_tasks(tasks, [*TASKS, *SECTIONS])
     names = {name: wanted for name, wanted in named.items() if name in TASKS}
@@ -149,6 +149,8 @@ def _read(names: Mapping[str, bool], options: Options) -> dict[str, tuple[Any, s
     """Data and source of each task; those of groups whose data is not there are left out with a warning."""
     found, missing = {}, []
     for name, wanted in names.items():
+        for package in TASKS[name].packages:
+            need(package, f"task {name}", "eval")
         try:
             found[name] = TASKS[name].read(options)
         except NotThere:

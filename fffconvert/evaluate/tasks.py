@@ -73,6 +73,7 @@ class Task:
         measure: Runs a model on the data; the second is the teacher, where `beside_teacher` asks for it.
         beside_teacher: The task compares with the teacher, and needs one.
         seeded: The task trains, so that it depends on a seed.
+        packages: Optional packages that it needs.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Task:
     measure: Callable[[Subject, Subject | None, Any, Options], Sample]
     beside_teacher: bool = False
     seeded: bool = False
+    packages: tuple[str, ...] = ()
 
 
 def _similarity(name: str, table: Table) -> Task:
@@ -163,6 +165,7 @@ def _probe(name: str, train: Table, test: Table | int | None) -> Task:
         lambda subject, _, data, __: Sample(
             sentence.probe(subject.model, subject.tokenizer, *data), {"train_rows": len(data[0])}
         ),
+        packages=("sklearn",),
     )
 
 
@@ -196,7 +199,7 @@ def _glue(name: str, task: Glue) -> Task:
         )
         return Sample(units, {"train_rows": len(train), "epochs": options.epochs})
 
-    return Task(name, task.metrics, read, run, seeded=True)
+    return Task(name, task.metrics, read, run, seeded=True, packages=("accelerate", "sklearn"))
 
 
 def read_documents(options: Options) -> tuple[tuple[str, ...], str]:
@@ -305,7 +308,13 @@ def _predictions(subject: Subject, teacher: Subject | None, documents: Any, opti
 
 _TASKS = [
     *(_similarity(name, table) for name, table in SIMILARITY.items()),
-    Task("retrieval", (Metric("ndcg@10", lambda units: float(units.mean())),), _read_cranfield, _retrieve),
+    Task(
+        "retrieval",
+        (Metric("ndcg@10", lambda units: float(units.mean())),),
+        _read_cranfield,
+        _retrieve,
+        packages=("sklearn",),
+    ),
     *(_probe(name, *tables) for name, tables in PROBES.items()),
     *(_glue(name, task) for name, task in GLUE.items()),
     Task(

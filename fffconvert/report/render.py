@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-from fffconvert.errors import FFFError
+from fffconvert.errors import need
 from fffconvert.report.page import Page
 
 GENERATOR = "fffconvert report"
@@ -43,10 +43,9 @@ def environment() -> Any:
     Raises:
         FFFError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError:
-        raise FFFError("report needs jinja2; pip install 'fffconvert[report]'") from None
+    need("jinja2", "report", "report")
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("fffconvert.report"),
         autoescape=lambda name: name is not None and ".html" in name,
