@@ -111,12 +111,13 @@ def layer_names(model: nn.Module) -> dict[str, str]:
 
 
 def frozen_parameters(control: Control | None, spec: FFFSpec) -> tuple[str, ...]:
-    """Parameters of a layer that a control does not train."""
+    """Parameters of a layer that are not trained: thresholds, which have no gradient, and a control's."""
+    thresholds = ("fff_leaf_threshold",) if spec.leaf_sparsity else ()
     if control is Control.RANDOM_ROUTING:
-        return ("fff_in_weight", "fff_in_bias")
+        return ("fff_in_weight", "fff_in_bias", *thresholds)
     if control is Control.DELETED or (control is Control.DENSE and spec.leaf_width):
         return ("fff_in_weight", "fff_in_bias", "fff_out_weight")
-    return ()
+    return thresholds
 
 
 def _control_layer(site: FFNSite, layer: FFFLayer, control: Control, x: Tensor) -> FFFLayer:

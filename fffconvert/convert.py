@@ -45,6 +45,7 @@ class Recipe:
         trees: Number of trees of each layer.
         trunk: Rank of the always-active linear map beside the trees.
         leaf_width: Neurons of the dense block at each end of a path; 0 for none.
+        leaf_sparsity: Share of them that a token skips, those of small activation.
         layer: Form of the layer.
         include: Patterns of blocks to convert; empty for all.
         exclude: Patterns of blocks to leave.
@@ -63,6 +64,7 @@ class Recipe:
     trees: int = 1
     trunk: int = 0
     leaf_width: int = 0
+    leaf_sparsity: float = 0.0
     layer: LayerForm = LayerForm.BRANCH
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -72,7 +74,7 @@ class Recipe:
     seed: int = 0
     sequential: bool = True
     refine: int = 0
-    shapes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    shapes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer", LayerForm(self.layer))
@@ -80,7 +82,7 @@ class Recipe:
             if getattr(self, name) < low:
                 raise FFFError(f"{name} is {getattr(self, name)}; expected at least {low}")
         # This checks the numbers before a model is read.
-        FFFSpec(1, 1, self.depth, self.trees, self.trunk, leaf_width=self.leaf_width)
+        FFFSpec(1, 1, self.depth, self.trees, self.trunk, False, self.leaf_width, self.leaf_sparsity)
         if self.leaf_width and self.layer is LayerForm.PAPER:
             raise FFFError(
                 f"leaf width is {self.leaf_width} and the layer the paper's, which has no leaf blocks; "
@@ -108,6 +110,7 @@ class BlockResult:
         depth: Their depth.
         trunk: Rank of the trunk.
         leaf_width: Neurons of each leaf block.
+        leaf_sparsity: Share of them that a token skips.
         active_width: Neurons of the new layer that a token passes through.
         active_fraction: Their multiply-adds over those of the dense block.
         r2_heldout: Share of the variance of the block's output that the layer explains, on calibration
@@ -128,6 +131,7 @@ class BlockResult:
     depth: int
     trunk: int
     leaf_width: int
+    leaf_sparsity: float
     active_width: int
     active_fraction: float
     r2_heldout: float | None
@@ -195,7 +199,8 @@ def convert(
             comes with Python by default.
         tokenizer: The model's tokenizer.
         example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
-        **options: Further fields of `Recipe`: include, exclude, tokens, sequential, refine, shapes and more.
+        **options: Further fields of `Recipe`: leaf_sparsity, include, exclude, tokens, sequential, refine,
+            shapes and more.
 
     Returns:
         The model.
@@ -203,7 +208,7 @@ def convert(
     Raises:
         FFFError: There is nothing to convert, or a number is out of range; the model is unchanged.
     """
-    recipe = Recipe(depth, trees, trunk, leaf_width, LayerForm(layer), **options)
+    recipe = Recipe(depth, trees, trunk, leaf_width, layer=LayerForm(layer), **options)
     prepared = prepare(model, recipe, calibration, tokenizer, example_inputs)
     fit_blocks(model, prepared)
     return model
@@ -241,6 +246,7 @@ def prepare(
         trees=recipe.trees,
         trunk=recipe.trunk,
         leaf_width=recipe.leaf_width,
+        leaf_sparsity=recipe.leaf_sparsity,
         form=recipe.layer,
         shapes=recipe.shapes,
     )
@@ -377,6 +383,7 @@ def _result(site: FFNSite, spec: FFFSpec, found: Diagnostics | None = None) -> B
         depth=spec.depth,
         trunk=spec.trunk,
         leaf_width=spec.leaf_width,
+        leaf_sparsity=spec.leaf_sparsity,
         active_width=spec.active_width,
         active_fraction=spec.macs_per_token / dense_macs,
         **measured,

@@ -67,6 +67,7 @@ def _layers(stored: dict[str, Any] | None) -> list[dict[str, Any]]:
             "depth": spec.depth,
             "trunk": spec.trunk,
             "leaf_width": spec.leaf_width,
+            "leaf_sparsity": spec.leaf_sparsity,
             "active_width": spec.active_width,
             "parameters": spec.parameters,
         }

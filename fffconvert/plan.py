@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +36,13 @@ class FFFSpec:
         trunk: Rank R of the always-active linear map beside the trees; 0 for none.
         branch_outputs: A node has an output row for each of its two branches, and each path a constant.
         leaf_width: Neurons L in the dense block that each of the 2^(D+1) path ends holds; 0 for none.
+        leaf_sparsity: Share of a leaf's neurons that a token skips once their activation is known to be small
+            (of all tokens and neurons on the text that the layer was fitted on); 0 for none.
         leaf_gated: The leaf blocks are gated: the activation of one projection times a second.
         activation: Name of the activation, a key of `fffconvert.runtime.activations.ACTIVATIONS`.
         feature_axis: Axis of the input that holds the features (-1, or 1 for convolution layouts).
 
-    Reference: arXiv 2311.10770, section 3; arXiv 2308.14711 for leaf blocks.
+    Reference: arXiv 2311.10770, section 3; arXiv 2308.14711 for leaf blocks; arXiv 2404.08763 for thresholds.
     """
 
     d_in: int
@@ -49,6 +52,7 @@ class FFFSpec:
     trunk: int = 0
     branch_outputs: bool = False
     leaf_width: int = 0
+    leaf_sparsity: float = 0.0
     leaf_gated: bool = False
     activation: str = "gelu"
     feature_axis: int = -1
@@ -65,6 +69,11 @@ class FFFSpec:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise FFFError(f"{name} is {value!r}; expected an integer from {low} to {high}")
+        sparsity = self.leaf_sparsity
+        if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+            raise FFFError(f"leaf_sparsity is {sparsity!r}; expected a share from 0 to below 1")
+        if sparsity and not self.leaf_width:
+            raise FFFError(f"leaf_sparsity is {sparsity} without leaf blocks; expected leaf_width too")
         for name in ("branch_outputs", "leaf_gated"):
             if not isinstance(getattr(self, name), bool):
                 raise FFFError(f"{name} is {getattr(self, name)!r}; expected true or false")
@@ -87,15 +96,22 @@ class FFFSpec:
 
     @property
     def active_width(self) -> int:
-        """Neurons that a token passes through: R + T (D + 1 + L)."""
-        return self.trunk + self.trees * (self.depth + 1 + self.leaf_width)
+        """Neurons that a token passes through, R + T (D + 1 + L), skipped ones by the part computed."""
+        neuron = self.d_in + self.d_out + (self.d_in if self.leaf_gated else 0)
+        leaf = math.ceil(self._leaf_macs / neuron)
+        return self.trunk + self.trees * (self.depth + 1 + leaf)
+
+    @property
+    def _leaf_macs(self) -> int:
+        """Multiply-adds of one token in one leaf block: all activations, and what is behind those kept."""
+        behind = self.d_out + (self.d_in if self.leaf_gated else 0)
+        return round(self.leaf_width * (self.d_in + (1 - self.leaf_sparsity) * behind))
 
     @property
     def macs_per_token(self) -> int:
         """Multiply-adds of one token, counting one per weight that is multiplied."""
         d = self.d_in + self.d_out
-        leaf = self.leaf_width * (d + (self.d_in if self.leaf_gated else 0))
-        return self.trunk * d + self.trees * ((self.depth + 1) * d + leaf)
+        return self.trunk * d + self.trees * ((self.depth + 1) * d + self._leaf_macs)
 
     @property
     def parameters(self) -> int:
@@ -105,7 +121,8 @@ class FFFSpec:
         if self.branch_outputs:
             tree += self.leaves * self.d_out
         gate = self.d_in + 1 if self.leaf_gated else 0
-        leaf = self.leaves * self.leaf_width * (self.d_in + 1 + self.d_out + gate)
+        threshold = 1 if self.leaf_sparsity else 0
+        leaf = self.leaves * self.leaf_width * (self.d_in + 1 + self.d_out + gate + threshold)
         return self.trees * (tree + leaf) + self.trunk * (self.d_in + self.d_out) + self.d_out
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,11 +148,16 @@ class FFFSpec:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
-SHAPE = ("depth", "trees", "trunk", "leaf_width")
+def leaf_in_words(width: int, sparsity: float) -> str:
+    """Neurons of a leaf block, and the share of them that a token skips, for people."""
+    return f"{width} ({sparsity:.0%} skipped)" if sparsity else str(width)
+
+
+SHAPE = ("depth", "trees", "trunk", "leaf_width", "leaf_sparsity")
 """What a plan says of a block."""
 
 
-def read_shapes(path: str | Path) -> dict[str, dict[str, int]]:
+def read_shapes(path: str | Path) -> dict[str, dict[str, float]]:
     """Read the shapes of a plan file: for each block some of `SHAPE`, depth at least.
 
     Raises:
@@ -211,6 +233,7 @@ def plan(
     trees: int = 1,
     trunk: int = 0,
     leaf_width: int = 0,
+    leaf_sparsity: float = 0.0,
     form: LayerForm,
     shapes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, FFFSpec]:
@@ -222,6 +245,7 @@ def plan(
         trees: Number of trees.
         trunk: Rank of the trunk.
         leaf_width: Neurons of a leaf block.
+        leaf_sparsity: Share of them that a token skips.
         form: Form of the layers.
         shapes: What differs, by the names of blocks: some of `SHAPE`.
 
@@ -237,6 +261,7 @@ def plan(
             trunk=trunk,
             branch_outputs=form is LayerForm.BRANCH,
             leaf_width=leaf_width,
+            leaf_sparsity=leaf_sparsity,
             activation=site.activation if site.activation in ACTIVATIONS else "gelu",
             feature_axis=site.placement.feature_axis,
         )

@@ -30,6 +30,24 @@ def test_numbers_of_the_published_layer():
     assert FFFSpec(768, 768, depth=0, trees=3072).active_width == 3072
 
 
+@pytest.mark.parametrize(("gated", "macs"), [(False, 8 * (5 + 3)), (True, 8 * (5 + 2 * 3))])
+def test_of_a_skipped_neuron_the_activation_alone_counts(gated: bool, macs: int):
+    spec = FFFSpec(5, 5, 0, leaf_width=8, leaf_sparsity=0.4, leaf_gated=gated)
+    assert spec.macs_per_token == 2 * 5 + macs
+    assert spec.active_width == 1 + -(-macs // (15 if gated else 10))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 3, True, "half"])
+def test_a_sparsity_is_a_share(share):
+    with pytest.raises(FFFError, match="expected a share from 0 to below 1"):
+        FFFSpec(5, 5, 0, leaf_width=8, leaf_sparsity=share)
+
+
+def test_sparsity_needs_leaves():
+    with pytest.raises(FFFError, match="without leaf blocks"):
+        FFFSpec(5, 5, 0, leaf_sparsity=0.5)
+
+
 @given(
     depth=st.integers(0, 4),
     trees=st.integers(1, 3),
@@ -37,9 +55,11 @@ def test_numbers_of_the_published_layer():
     leaf_width=st.integers(0, 3),
     branch_outputs=st.booleans(),
     leaf_gated=st.booleans(),
+    sparse=st.booleans(),
 )
-def test_parameters_are_those_that_the_layer_holds(**options):
-    spec = FFFSpec(5, 7, **options)
+def test_parameters_are_those_that_the_layer_holds(sparse, **options):
+    sparsity = 0.3 if sparse and options["leaf_width"] else 0.0
+    spec = FFFSpec(5, 7, leaf_sparsity=sparsity, **options)
     assert spec.parameters == sum(parameter.numel() for parameter in FFFLayer(spec).parameters())
     assert FFFSpec.from_dict(spec.to_dict()) == spec
 

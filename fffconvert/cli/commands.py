@@ -102,6 +102,10 @@ def convert(
         int,
         typer.Option(help="Neurons of the dense block at each path's end, taken from the original."),
     ] = 0,
+    leaf_sparsity: Annotated[
+        float,
+        typer.Option(help="Share of a leaf's neurons that a token skips, those of small activation."),
+    ] = 0.0,
     layer: Annotated[
         Layer, typer.Option(help="An output row per branch fits better; per node is the paper's.")
     ] = (Layer.BRANCH),
@@ -150,6 +154,7 @@ def convert(
             trees=trees,
             trunk=trunk,
             leaf_width=leaf_width,
+            leaf_sparsity=leaf_sparsity,
             layer=LayerForm(layer.value),
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),

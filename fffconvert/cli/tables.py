@@ -86,6 +86,8 @@ def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     """FFF layers, planned, fitted or found in a checkpoint; what is not known of them is left out."""
+    from fffconvert.plan import leaf_in_words  # by now torch, which it needs, is loaded
+
     table = _table(
         "fast feedforward layers",
         (
@@ -109,7 +111,7 @@ def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
             row["name"],
             f"{row['trees']}x{row['depth']}",
             str(row["trunk"]),
-            str(row["leaf_width"]),
+            leaf_in_words(row["leaf_width"], row.get("leaf_sparsity", 0.0)),
             str(row["active_width"]),
             "" if fraction is None else f"{fraction:.1%}",
             *("" if score is None else f"{score:.3f}" for score in scores),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fffconvert.deploy.exporting import axes, computing, exporting
 from fffconvert.deploy.outputs import MainOutput, main_output
 from fffconvert.errors import FFFError, first_line
-from fffconvert.runtime import ACTIVATIONS, Scales, Weights
+from fffconvert.runtime import ACTIVATIONS, VECTORS, Scales, Weights
 
 DOMAIN, OPERATOR = "fffconvert", "CMM"
 OPSET = 20
@@ -81,7 +81,7 @@ def _translation() -> Any:
 
     formal, optional = OpSchema.FormalParameter, OpSchema.FormalParameterOption.Optional
     required = {"x": "T", "bias": "V", "in_weight": "R", "in_bias": "V", "out_weight": "R"}
-    further = {name: "V" if name.endswith("bias") else "R" for name in Weights._fields[3:]}
+    further = {name: "V" if name in VECTORS else "R" for name in Weights._fields[3:]}
     further |= {f"{name}_scale": "V" for name in Scales._fields}
     schema = OpSchema(
         OPERATOR,
@@ -94,7 +94,7 @@ def _translation() -> Any:
         outputs=[formal("y", "T")],
         type_constraints=[
             ("T", ["tensor(float)", "tensor(bfloat16)"], "activations"),
-            ("V", ["tensor(float)"], "biases and scales"),
+            ("V", ["tensor(float)"], "biases, thresholds and scales"),
             ("R", ["tensor(float)", "tensor(bfloat16)", "tensor(int8)"], "rows"),
         ],
         attributes=[OpSchema.Attribute("activation", OpSchema.AttrType.INT, required=True)],

@@ -145,6 +145,8 @@ def every_node(layer: FFFLayer, tokens: Tensor, leaf: Tensor) -> Tensor:
             if (block := weights.leaf_block) is not None:
                 up, bias = (part[tree].flatten(0, 1) for part in block.up)
                 hidden = act(nn.functional.linear(x, up, bias))
+                if block.threshold is not None:
+                    hidden = hidden.masked_fill(hidden.abs() <= block.threshold[tree].flatten(), 0)
                 if block.gate is not None:
                     gate, shift = (part[tree].flatten(0, 1) for part in block.gate)
                     hidden = hidden * nn.functional.linear(x, gate, shift)

@@ -63,9 +63,15 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
             continue
         whole = t == 0 and not spec.trunk
         at = at[tree.order]
+        if whole and spec.leaf_width >= len(leaves.neurons):
+            # Leaves that are the block leave the nodes nothing to add.
+            state["fff_out_weight"][t] = state["fff_leaf_constant"][t] = 0
+            residual.copy_(y[at] - mean)
         for filled, tokens in tqdm(tree.ends, desc="leaves", leave=False, disable=None):
             own = x[at[tokens]]
             leaf = leaves.fit(own, z[tokens], residual[tokens], weight[tokens], whole=whole)
+            if spec.leaf_sparsity:
+                leaf = leaf.sparse(own, weight[tokens], spec.leaf_sparsity)
             _put(state, t, filled, leaf)
             residual[tokens] -= leaf(own)
     return layer
@@ -78,6 +84,8 @@ def _put(state: dict[str, Tensor], tree: int, leaves: slice, leaf: Leaf) -> None
         state[f"fff_leaf_{name}_bias"][tree, leaves] = bias
     state["fff_leaf_out_weight"][tree, leaves] = leaf.neurons.out
     state["fff_leaf_constant"][tree, leaves] += leaf.constant
+    if leaf.threshold is not None:
+        state["fff_leaf_threshold"][tree, leaves] = leaf.threshold
 
 
 def r2(y: Tensor, y_hat: Tensor, weight: Tensor | None = None) -> float:

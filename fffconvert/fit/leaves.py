@@ -7,6 +7,7 @@ map explains.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -44,16 +45,44 @@ class Leaf:
         neurons: Its L neurons, chosen ones first.
         constant: [d_out]
         chosen: Indices of the original neurons among them, [L - linear].
+        threshold: [L], activations up to which a token skips a neuron; None for none.
     """
 
     neurons: Neurons
     constant: Tensor
     chosen: Tensor
+    threshold: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The block's output, constant included: [tokens, d_in] to [tokens, d_out]."""
         parts = torch.split(x, CHUNK)
-        return torch.cat([torch.addmm(self.constant, self.neurons(part), self.neurons.out) for part in parts])
+        hidden = (self.neurons(part, self.threshold) for part in parts)
+        return torch.cat([torch.addmm(self.constant, values, self.neurons.out) for values in hidden])
+
+    def sparse(self, x: Tensor, weight: Tensor, sparsity: float) -> Leaf:
+        """The leaf with a threshold for each neuron, such that tokens skip a share of the neurons.
+
+        A neuron's part in the output is its activation times what usually multiplies it: the root mean square
+        of its gate, the length of its output row. What is smallest by that goes; its mean joins the constant.
+
+        Args:
+            x: [tokens, d_in], the leaf's tokens.
+            weight: [tokens]
+            sparsity: The share, over tokens and neurons.
+
+        Reference: arXiv 2404.08763 (CATS), with one level for all neurons of a leaf instead of one each.
+        """
+        x, weight = _sample(RANKING_TOKENS, x, weight)
+        share = weight / weight.sum()
+        activations, values = self.neurons.activations(x).abs(), self.neurons(x)
+        gates = torch.where(activations > 0, values / activations, 0.0)
+        usual = (share @ gates.square()).sqrt() * self.neurons.out.norm(dim=1)
+        parts = (activations * usual).flatten()
+        level = parts.kthvalue(max(1, round(sparsity * len(parts)))).values
+        threshold = torch.where(usual > 0, level / usual.clamp(min=TINY), torch.inf)
+        skipped = share @ (values - self.neurons(x, threshold))
+        constant = self.constant + skipped @ self.neurons.out
+        return dataclasses.replace(self, constant=constant, threshold=threshold)
 
 
 class LeafFit:
@@ -87,6 +116,8 @@ class LeafFit:
                 row near the original one; else, where something was explained before, near zero.
         """
         x, z, residual, weight = _sample(LEAF_TOKENS, x, z, residual, weight)
+        if whole and self.width >= len(self.neurons):
+            return self._entire(x, residual, weight)
         z = z * self.scale
         candidates = self._candidates(x, residual, weight)
         moments = _moments(self.neurons[candidates], x, z, residual, weight)
@@ -113,6 +144,12 @@ class LeafFit:
         bias = torch.cat([self.neurons.bias[:, picked], bias], 1)
         made_of = Neurons(rows, bias, out.float(), self.neurons.activation)
         return Leaf(_padded(made_of, self.width), constant.float(), picked)
+
+    def _entire(self, x: Tensor, residual: Tensor, weight: Tensor) -> Leaf:
+        """The block itself."""
+        left = residual - self.neurons(x) @ self.neurons.out
+        constant = weight @ left / weight.sum()
+        return Leaf(_padded(self.neurons, self.width), constant, torch.arange(len(self.neurons)))
 
     def _candidates(self, x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
         """The neurons whose values say most about the residual, one by one: indices, ascending."""

@@ -44,9 +44,15 @@ class Neurons:
         """Some of the neurons."""
         return Neurons(self.rows[:, index], self.bias[:, index], self.out[index], self.activation)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Their values on x: [tokens, d_in] to [tokens, n]."""
-        values = ACTIVATIONS[self.activation].fn(torch.addmm(self.bias[0], x, self.rows[0].T))
+    def activations(self, x: Tensor) -> Tensor:
+        """a(w x + b) on x: [tokens, d_in] to [tokens, n]."""
+        return ACTIVATIONS[self.activation].fn(torch.addmm(self.bias[0], x, self.rows[0].T))
+
+    def __call__(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
+        """Their values on x: [tokens, d_in] to [tokens, n]; 0 for activations up to a threshold, [n]."""
+        values = self.activations(x)
+        if threshold is not None:
+            values.masked_fill_(values.abs() <= threshold, 0)
         if self.gated:
             values *= torch.addmm(self.bias[1], x, self.rows[1].T)
         return values

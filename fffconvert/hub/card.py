@@ -14,6 +14,7 @@ import yaml
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError, first_line
+from fffconvert.plan import leaf_in_words
 
 CARD, EVALUATION = "README.md", "eval.json"
 QUALITY_STARTS, QUALITY_ENDS = "<!-- quality -->", "<!-- end of quality -->"
@@ -225,7 +226,7 @@ def _blocks(blocks: Sequence[Mapping[str, Any]]) -> str:
     """The section on what was kept."""
     rows = [
         f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} "
-        f"| {block['leaf_width']} | {block['active_width']} "
+        f"| {leaf_in_words(block['leaf_width'], block.get('leaf_sparsity', 0.0))} | {block['active_width']} "
         f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} | {block['token_r2_heldout']:.3f} "
         f"| {block['parameters_before']:,} | {block['parameters']:,} |"
         for block in blocks

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fffconvert.errors import FFFError, first_line
+from fffconvert.plan import leaf_in_words
 from fffconvert.report.parse import parse
 
 Kind = TypeVar("Kind")
@@ -36,6 +37,7 @@ class Block:
     macs_share: float
     trunk: int = 0
     leaf_width: int = 0
+    leaf_sparsity: float = 0.0
     r2_heldout: float | None = None
     token_r2_heldout: float | None = None
     routing_entropy: float | None = None
@@ -46,7 +48,8 @@ class Block:
     def shape(self) -> str:
         """The shape in words: 1x11, with its trunk and leaves."""
         extras = [f" + trunk {self.trunk}"] if self.trunk else []
-        extras += [f" + leaves of {self.leaf_width}"] if self.leaf_width else []
+        leaf = leaf_in_words(self.leaf_width, self.leaf_sparsity)
+        extras += [f" + leaves of {leaf}"] if self.leaf_width else []
         return f"{self.trees}x{self.depth}{''.join(extras)}"
 
 

@@ -39,6 +39,8 @@ LEAF_DEPTH, LEAF_SHARE = 4, 0.07
 """Leaves of this share of the dense block's neurons: less than that is better spent on paths alone."""
 GRID = Grid(depths=(4, 8, 11), trees=(1, 4))
 CONTROLS = (Control.DENSE, Control.DELETED, Control.RANDOM_ROUTING)
+FINE_TUNED = (Control.DENSE, Control.DELETED)
+"""Those that are fine-tuned too, which takes minutes for each."""
 SECTIONS = ("robustness", "ablation", "routing")
 EPOCHS = 3
 BASELINES = ("torch", "ort-int8")
@@ -110,14 +112,13 @@ def full_report(
             convert_model(model, recipe, converted, calibration=texts)
         subject, controls = _trained(converted, folder, name, kind, settings, say)
         measured.append(subject)
-        for tasks, options in _tasks(kind, settings):
+        for tasks, compared, options in _tasks(kind, settings):
             say(f"{name}: evaluate {', '.join(tasks)}")
-            given = {} if set(tasks) <= set(SECTIONS) else controls
             evaluate(
                 subject,
                 tasks,
                 teacher=model,
-                controls=given,
+                controls={control.value: controls[control.value] for control in compared},
                 data_dir=settings.data_dir,
                 cache=folder / "evaluations",
                 **options,
@@ -235,13 +236,16 @@ def _save_control(converted: Path, control: Control, place: Path) -> None:
     )
 
 
-def _tasks(kind: _Kind, settings: FullSettings) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
-    """What is evaluated, with the options of each call."""
-    yield (["sts"] if kind is ENCODER else [kind.task]), {"limit": settings.limit}
+def _tasks(
+    kind: _Kind, settings: FullSettings
+) -> Iterator[tuple[Sequence[str], Sequence[Control], dict[str, Any]]]:
+    """What is evaluated, beside which controls, with the options of each call."""
+    limit = settings.limit
+    yield (["sts"] if kind is ENCODER else [kind.task]), CONTROLS, {"limit": limit}
     if kind.tuned:
-        yield kind.tuned, {"limit": settings.limit, "epochs": EPOCHS}
-        yield ["sst-2"], {"limit": min(settings.limit or SUBSET, SUBSET), "epochs": EPOCHS}
-    yield SECTIONS, {"limit": settings.limit}
+        yield kind.tuned, FINE_TUNED, {"limit": limit, "epochs": EPOCHS}
+        yield ["sst-2"], FINE_TUNED, {"limit": min(limit or SUBSET, SUBSET), "epochs": EPOCHS}
+    yield SECTIONS, (), {"limit": limit}
 
 
 def _check(folder: Path, document: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from fffconvert.runtime import (
 from fffconvert.runtime.activations import ACTIVATIONS, Activation
 from fffconvert.runtime.inference import Inference
 from fffconvert.runtime.ops import cmm, cmm_inference
-from fffconvert.runtime.weights import Scales, Weights
+from fffconvert.runtime.weights import VECTORS, Scales, Weights
 
-__all__ = ["ACTIVATIONS", "Activation", "Inference", "Scales", "Weights", "cmm", "cmm_inference"]
+__all__ = ["ACTIVATIONS", "VECTORS", "Activation", "Inference", "Scales", "Weights", "cmm", "cmm_inference"]
 
 cuda.register()

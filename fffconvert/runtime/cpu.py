@@ -25,7 +25,7 @@ from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.backend import Backend
 from fffconvert.runtime.leaves import leaf_backward
 from fffconvert.runtime.ops import check_arguments, check_inference_arguments, split_inference_arguments
-from fffconvert.runtime.weights import Scales, Weights
+from fffconvert.runtime.weights import VECTORS, Scales, Weights
 
 INSTRUCTION_SET = "FFFCONVERT_INSTRUCTION_SET"
 """Environment variable that forces one of the library's instruction sets."""
@@ -59,6 +59,7 @@ class _Layer(ctypes.Structure):
         ("leaf_gate_weight", _Rows),
         ("leaf_gate_bias", ctypes.c_void_p),
         ("leaf_out_weight", _Rows),
+        ("leaf_threshold", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
     ]
 
@@ -201,7 +202,7 @@ class PreparedLayer:
             bias=self._pointer(bias, torch.float32),
         )
         for name, tensor in weights._asdict().items():
-            if name.endswith("bias"):
+            if name in VECTORS:
                 setattr(layer, name, self._pointer(tensor, torch.float32))
             else:
                 scale = self._pointer(getattr(scales, name), torch.float32)

@@ -59,6 +59,7 @@ def covers(x: Tensor, weights: Weights, bias: Tensor | None = None) -> bool:
         x.dtype in FLOATS
         and weights.in_weight.dtype in TYPES
         and all(tensor.dtype in FLOATS for name, tensor in given.items() if name.endswith("bias"))
+        and weights.leaf_threshold is None
         and all(tensor.numel() > 0 and tensor.device == x.device for tensor in given.values())
         and max(len(weights.in_weight), width) <= LARGEST
     )

@@ -29,6 +29,8 @@ def cmm_inference_flops(x: Shape, bias: Shape, *weights: Any, **kwargs: Any) -> 
 def _flops(x: Shape, weights: Sequence[Any]) -> int:
     """Two per multiply-add of the nodes of each path, and of the leaf block at its end.
 
+    What thresholds skip depends on the tokens, not on shapes, and counts in full.
+
     Args:
         x: Shape [tokens, d_in].
         weights: Shapes of the fields of `Weights`, and whatever follows them.

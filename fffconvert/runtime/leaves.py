@@ -59,6 +59,11 @@ def leaf_backward(
     grad_hidden = _by_leaf(grad_y, block.out, None, at)
     a = act.fn(up)
     grad_up = act.derivative(up).mul_(grad_hidden)
+    if block.threshold is not None:
+        own = (block.threshold[place].expand(len(a[part]), -1) for place, part in at)
+        thresholds = torch.cat([a.new_empty(0, a.shape[1]), *own]).to(a.dtype)
+        skipped = a.abs() <= thresholds
+        a, grad_up = a.masked_fill_(skipped, 0), grad_up.masked_fill_(skipped, 0)
     if block.gate is not None and grad_block.gate is not None:
         gate = _by_leaf(x, *block.gate, at)
         grad_up *= gate

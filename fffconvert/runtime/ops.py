@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fffconvert.runtime import reference
 from fffconvert.runtime.activations import ACTIVATIONS
-from fffconvert.runtime.weights import Scales, Weights
+from fffconvert.runtime.weights import VECTORS, Scales, Weights
 
 _WEIGHTS = (
     "Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor? leaf_constant, "
     "Tensor? leaf_in_weight, Tensor? leaf_in_bias, Tensor? leaf_gate_weight, Tensor? leaf_gate_bias, "
-    "Tensor? leaf_out_weight"
+    "Tensor? leaf_out_weight, Tensor? leaf_threshold"
 )
 _SCALES = ", ".join(f"Tensor? {name}_scale" for name in Scales._fields)
 _PLAIN = ["leaf_in_weight", "leaf_in_bias", "leaf_out_weight"]
@@ -92,7 +92,7 @@ def check_inference_arguments(
         RuntimeError: A rule is broken; the message says what was found and what was expected.
     """
     rows = {name: getattr(weights, name) for name in Scales._fields if getattr(weights, name) is not None}
-    vectors = {name: w for name, w in weights._asdict().items() if name.endswith("bias") and w is not None}
+    vectors = {name: getattr(weights, name) for name in VECTORS if getattr(weights, name) is not None}
     dtypes = sorted({str(tensor.dtype) for tensor in rows.values()})
     integer = weights.in_weight.dtype == torch.int8
     _rule(
@@ -101,7 +101,7 @@ def check_inference_arguments(
     )
     _rule(
         all(tensor.is_floating_point() for tensor in (x, bias, *vectors.values())),
-        lambda: f"x is {x.dtype}, bias is {bias.dtype}; expected floating point, and so for all biases",
+        lambda: f"x is {x.dtype}, bias is {bias.dtype}; expected floating point, and so for all vectors",
     )
     _check_structure(x, weights, activation)
     d_out = weights.out_weight.shape[2]
@@ -134,6 +134,10 @@ def _check_structure(x: Tensor, weights: Weights, activation: str) -> None:
         block in ([], _PLAIN, _GATED),
         lambda: f"leaf blocks have only {', '.join(block)}; expected {', '.join(_PLAIN)}, or the gate's too",
     )
+    _rule(
+        "leaf_threshold" not in tensors or bool(block),
+        lambda: "there are leaf_threshold and no leaf blocks; expected both, or neither",
+    )
     for name, rank in (("in_weight", 3), ("out_weight", 3), ("leaf_out_weight", 4)):
         if name in tensors:
             _check_shape(name, tensors[name], f"{rank} axes", tensors[name].dim() == rank)
@@ -153,6 +157,7 @@ def _check_structure(x: Tensor, weights: Weights, activation: str) -> None:
         "leaf_gate_weight": (trees, leaves, width, d_in),
         "leaf_gate_bias": (trees, leaves, width),
         "leaf_out_weight": (trees, leaves, width, d_out),
+        "leaf_threshold": (trees, leaves, width),
     }
     for name, shape in shapes.items():
         if name in tensors:

@@ -72,7 +72,7 @@ def forward(
     if (block := weights.leaf_block) is not None:
         for at, tokens in arrivals(path, block.out.shape[1]):
             up, gate = _leaf_hidden(x[tokens], block, at)
-            y.index_add_(0, tokens, (act.fn(up) * gate) @ block.out[at].to(x.dtype))
+            y.index_add_(0, tokens, (block.skip(act.fn(up), at) * gate) @ block.out[at].to(x.dtype))
     return y.to(dtype), logits, path
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fffconvert.runtime.weights import Scales, Weights
+from fffconvert.runtime.weights import VECTORS, Scales, Weights
 
 ROW_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 """Types in which rows can be stored, by name."""
 
 
 def store_rows(weights: Weights, dtype: torch.dtype) -> tuple[Weights, Scales]:
-    """Store the rows and constants in another type; biases become float32.
+    """Store the rows and constants in another type; biases and thresholds become float32.
 
     Args:
         weights: The trees.
@@ -30,12 +30,9 @@ def store_rows(weights: Weights, dtype: torch.dtype) -> tuple[Weights, Scales]:
             rows[name], scales[name] = _quantize(row.detach())
         else:
             rows[name] = row.detach().to(dtype)
-    biases = {
-        name: tensor.detach().float()
-        for name, tensor in weights._asdict().items()
-        if name.endswith("bias") and tensor is not None
-    }
-    return weights._replace(**rows, **biases), Scales(**scales)
+    given = {name: getattr(weights, name) for name in VECTORS}
+    vectors = {name: tensor.detach().float() for name, tensor in given.items() if tensor is not None}
+    return weights._replace(**rows, **vectors), Scales(**scales)
 
 
 def _quantize(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,9 @@ def _leaf_blocks(x: Tensor, leaf: Tensor, weights: Weights, scales: Scales, acti
     block = weights.leaf_block
     assert block is not None, "asked before"
     hidden = ACTIVATIONS[activation].fn(_project(x, leaf, block.up, scales.leaf_in_weight))
+    if block.threshold is not None:
+        skipped = hidden.abs() <= F.embedding(leaf, block.threshold.flatten(0, 1)).float()
+        hidden = torch.where(skipped, torch.zeros_like(hidden), hidden)
     if block.gate is not None:
         hidden = hidden * _project(x, leaf, block.gate, scales.leaf_gate_weight)
     rows = _gather(block.out, scales.leaf_out_weight, leaf)

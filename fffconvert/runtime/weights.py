@@ -9,11 +9,16 @@ from torch import Tensor
 
 
 class LeafBlock(NamedTuple):
-    """The leaf blocks' weights and biases; `gate` only where they are gated."""
+    """The leaf blocks' weights and biases; `gate` and `threshold` only where there are some."""
 
     up: tuple[Tensor, Tensor]
     gate: tuple[Tensor, Tensor] | None
     out: Tensor
+    threshold: Tensor | None
+
+    def skip(self, a: Tensor, at: tuple[int, int]) -> Tensor:
+        """Set to 0 what the tokens of one leaf skip of its activations `a`: [m, L]. NaN stays NaN."""
+        return a if self.threshold is None else a.masked_fill(a.abs() <= self.threshold[at].to(a.dtype), 0)
 
 
 class Weights(NamedTuple):
@@ -32,6 +37,8 @@ class Weights(NamedTuple):
         leaf_gate_weight: [T, leaves, L, d_in]; with its bias, what the activation is multiplied by.
         leaf_gate_bias: [T, leaves, L]
         leaf_out_weight: [T, leaves, L, d_out]
+        leaf_threshold: [T, leaves, L], floating point. Neurons whose activation is no larger, in absolute
+            value, count as 0, and the rest of them need not be computed.
     """
 
     in_weight: Tensor
@@ -43,6 +50,7 @@ class Weights(NamedTuple):
     leaf_gate_weight: Tensor | None = None
     leaf_gate_bias: Tensor | None = None
     leaf_out_weight: Tensor | None = None
+    leaf_threshold: Tensor | None = None
 
     @property
     def depth(self) -> int:
@@ -62,11 +70,16 @@ class Weights(NamedTuple):
         gate = None
         if self.leaf_gate_weight is not None and self.leaf_gate_bias is not None:
             gate = (self.leaf_gate_weight, self.leaf_gate_bias)
-        return LeafBlock((self.leaf_in_weight, self.leaf_in_bias), gate, self.leaf_out_weight)
+        up = (self.leaf_in_weight, self.leaf_in_bias)
+        return LeafBlock(up, gate, self.leaf_out_weight, self.leaf_threshold)
 
     def compute_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of logits and sums for the input `x`."""
         return torch.promote_types(torch.promote_types(x.dtype, self.in_weight.dtype), torch.float32)
+
+
+VECTORS = tuple(name for name in Weights._fields if name.endswith(("bias", "threshold")))
+"""The fields that hold numbers one by one, not rows: in floating point whatever the type of the rows."""
 
 
 class Scales(NamedTuple):

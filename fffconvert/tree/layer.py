@@ -33,6 +33,7 @@ class FFFLayer(nn.Module):
         fff_leaf_gate_weight: [T, leaves, L, d_in], with gated leaf blocks: a(in) * gate.
         fff_leaf_gate_bias: [T, leaves, L]
         fff_leaf_out_weight: [T, leaves, L, d_out]
+        fff_leaf_threshold: [T, leaves, L], with sparse leaf blocks: activations no larger count as 0.
         fff_trunk_in: [R, d_in], with a trunk.
         fff_trunk_out: [R, d_out]
         fff_bias: [d_out]
@@ -49,6 +50,7 @@ class FFFLayer(nn.Module):
     fff_leaf_gate_weight: nn.Parameter | None
     fff_leaf_gate_bias: nn.Parameter | None
     fff_leaf_out_weight: nn.Parameter | None
+    fff_leaf_threshold: nn.Parameter | None
     fff_trunk_in: nn.Parameter | None
     fff_trunk_out: nn.Parameter | None
     fff_bias: nn.Parameter
@@ -70,7 +72,7 @@ class FFFLayer(nn.Module):
         """Draw the weights anew: input rows as `nn.Linear` does, output rows for the active width."""
         rows, outputs = self.spec.d_in**-0.5, self.spec.active_width**-0.5
         for name, parameter in self.named_parameters():
-            if name in ("fff_bias", "fff_leaf_constant"):
+            if name in ("fff_bias", "fff_leaf_constant", "fff_leaf_threshold"):
                 nn.init.zeros_(parameter)
             else:
                 bound = outputs if "_out" in name else rows
@@ -129,6 +131,7 @@ class FFFLayer(nn.Module):
             self.fff_leaf_gate_weight,
             self.fff_leaf_gate_bias,
             self.fff_leaf_out_weight,
+            self.fff_leaf_threshold,
         )
 
     def _weights(self) -> tuple[Weights, Tensor]:
@@ -196,6 +199,7 @@ def _shapes(spec: FFFSpec) -> dict[str, tuple[int, ...]]:
         "fff_leaf_gate_weight": (trees, leaves, gate, spec.d_in),
         "fff_leaf_gate_bias": (trees, leaves, gate),
         "fff_leaf_out_weight": (trees, leaves, width, spec.d_out),
+        "fff_leaf_threshold": (trees, leaves, width if spec.leaf_sparsity else 0),
         "fff_trunk_in": (spec.trunk, spec.d_in),
         "fff_trunk_out": (spec.trunk, spec.d_out),
         "fff_bias": (spec.d_out,),

@@ -167,6 +167,8 @@ def _leaf_hidden(x: Tensor, weights: Weights, activation: str) -> Tensor:
         return y.view(-1, *shape)
 
     hidden = ACTIVATIONS[activation].fn(affine(*block.up))
+    if block.threshold is not None:
+        hidden = hidden.masked_fill(hidden.abs() <= block.threshold.to(hidden.dtype), 0)
     return hidden if block.gate is None else hidden * affine(*block.gate)
 
 

@@ -18,7 +18,9 @@ from fffconvert.fit.leaves import LeafFit, _greedy, straightest
 from fffconvert.fit.moments import Principal
 from fffconvert.fit.neurons import Neurons
 from fffconvert.plan import FFFSpec
+from fffconvert.runtime import cmm
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.leaves import arrivals
 from fffconvert.tree import FFFLayer
 
 WIDTH, HIDDEN = 12, 48
@@ -41,7 +43,7 @@ def tokens(count: int, seed: int = 0) -> Tensor:
 
 
 def fit(
-    gated: bool, count: int = 4000, activation: str = "gelu", **options: int
+    gated: bool, count: int = 4000, activation: str = "gelu", **options: float
 ) -> tuple[FFFLayer, Tensor, Tensor]:
     neurons, out = block(gated, activation)
     x = tokens(count)
@@ -71,6 +73,37 @@ both = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_leaves_as_wide_as_the_block_are_the_block(gated: bool):
     layer, _, _ = fit(gated, depth=0, leaf_width=HIDDEN + WIDTH)
     assert score(layer, gated) > 0.98
+
+
+@both
+@pytest.mark.parametrize("depth", [0, 2])
+def test_leaves_of_all_neurons_are_the_block_to_the_digit(gated: bool, depth: int):
+    layer, _, _ = fit(gated, depth=depth, leaf_width=HIDDEN + 3)
+    assert score(layer, gated) > 1 - 1e-9
+
+
+@both
+@pytest.mark.parametrize("depth", [0, 1])
+def test_sparse_leaves_skip_their_share_of_the_smallest(gated: bool, depth: int):
+    layer, x, _ = fit(gated, 8000, "silu", depth=depth, leaf_width=HIDDEN, leaf_sparsity=0.4)
+    block = layer.weights.leaf_block
+    _, _, leaf = cmm(x, layer.weights, "silu")
+    kept = torch.zeros(())
+    for at, rows in arrivals(leaf, layer.spec.leaves):
+        a = F.silu(x[rows] @ block.up[0][at].T + block.up[1][at])
+        kept = kept + (block.skip(a, at) != 0).sum()
+    assert float(kept) / (len(x) * HIDDEN) == pytest.approx(0.6, abs=0.01)
+    random = fit(gated, 8000, "silu", depth=depth, leaf_width=HIDDEN)[0]
+    drawn = torch.rand(random.fff_leaf_out_weight.shape[:3], generator=torch.Generator().manual_seed(0)) < 0.4
+    with torch.no_grad():
+        random.fff_leaf_out_weight[drawn] = 0
+    lost = [1 - score(other, gated, "silu") for other in (layer, random)]
+    assert lost[0] < 0.1 * lost[1]
+
+
+def test_sparse_leaves_keep_the_mean_output():
+    layer, x, y = fit(True, 4000, depth=0, leaf_width=HIDDEN, leaf_sparsity=0.5)
+    assert float((layer(x) - y).detach().mean(0).abs().max()) < 0.02 * float(y.std())
 
 
 @both

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from zoo.reference import VARIANTS, integers, loop, normals, tree_tensors
+from zoo.reference import SPARSE, VARIANTS, integers, loop, normals, tree_tensors
 
 from fffconvert.errors import FFFError
 from fffconvert.runtime import ACTIVATIONS, Scales, Weights, cmm, cmm_inference, cpu, reference
 from fffconvert.runtime.rows import ROW_DTYPES, store_rows
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="the native library was not built")
-variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+variants = pytest.mark.parametrize("variant", (VARIANTS | SPARSE).values(), ids=VARIANTS | SPARSE)
 row_types = pytest.mark.parametrize("row_type", ROW_DTYPES.values(), ids=ROW_DTYPES)
 EPS = torch.finfo(torch.float32).eps
 SENTINEL = 12345.0
@@ -130,6 +130,7 @@ def test_bfloat16_inputs(tokens, row_type):
     branches=st.integers(1, 2),
     leaf_width=st.integers(0, 9),
     gated=st.booleans(),
+    sparse=st.booleans(),
     threads=st.integers(1, 3),
     seed=st.integers(0, 1000),
 )

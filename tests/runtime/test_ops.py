@@ -12,13 +12,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from zoo.reference import VARIANTS, integers, loop, masked_dense, normals, tree_tensors
+from zoo.reference import SPARSE, VARIANTS, integers, loop, masked_dense, normals, tree_tensors
 
 from fffconvert.runtime import ACTIVATIONS, Weights, cmm, cpu, reference
 
 OP = torch.ops.fffconvert.cmm.default
 BACKWARD = torch.ops.fffconvert.cmm_backward.default
-variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+variants = pytest.mark.parametrize("variant", (VARIANTS | SPARSE).values(), ids=VARIANTS | SPARSE)
 
 
 @pytest.fixture(params=[reference.DENSE_ROWS, 0], ids=["dense and gathered", "gathered"])
@@ -84,6 +84,7 @@ def test_equals_the_per_token_loop(trees, depth, variant, dense_rows):
     branches=st.integers(1, 2),
     leaf_width=st.integers(0, 3),
     gated=st.booleans(),
+    sparse=st.booleans(),
     dense_rows=st.sampled_from([0, 2, 32]),
     part_bytes=st.sampled_from([1, 200, 1 << 20]),
     seed=st.integers(0, 1000),
@@ -99,7 +100,7 @@ def test_any_shape_equals_the_per_token_loop(dense_rows, part_bytes, **shape):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_exact_integers_in_other_dtypes(dtype):
     x, weights = draw_exact(d_out=4, trees=2, depth=3, branches=2, leaf_width=2, gated=True)
-    assert_equals_loop(x.to(dtype), Weights(*[w.to(dtype) for w in weights]))
+    assert_equals_loop(x.to(dtype), Weights(*[w if w is None else w.to(dtype) for w in weights]))
 
 
 def test_inputs_and_weights_need_not_be_contiguous():
@@ -216,7 +217,12 @@ def test_only_visited_rows_receive_a_gradient(variant, dense_rows):
         touched = {(place[0], place[1]) for place in grad.nonzero().tolist()}
         if name == "out_weight" and "branches" in variant:
             touched = {(t, row // 2) for t, row in touched}
-        assert touched == (ends if name.startswith("leaf") else visits), name
+        if name == "leaf_threshold":
+            assert not touched
+        elif name.startswith("leaf_") and "sparse" in variant:
+            assert touched <= ends, name
+        else:
+            assert touched == (ends if name.startswith("leaf") else visits), name
 
 
 def test_logits_alone_can_be_differentiated():
@@ -267,6 +273,8 @@ BROKEN = {
     "constant": ({"branches": 2}, {"leaf_constant": (2, 7, 4)}, "gelu", "leaf_constant is"),
     "leaf width": ({"leaf_width": 3}, {"leaf_in_bias": (2, 8, 2)}, "gelu", r"expected \[2, 8, 3\]"),
     "leaf rank": ({"leaf_width": 3}, {"leaf_out_weight": (2, 8)}, "gelu", "expected 4 axes"),
+    "threshold": ({"leaf_width": 3}, {"leaf_threshold": (2, 8)}, "gelu", r"expected \[2, 8, 3\]"),
+    "threshold alone": ({}, {"leaf_threshold": (2, 8, 3)}, "gelu", "no leaf blocks"),
     "half a leaf block": ({"leaf_width": 3}, {"leaf_in_bias": None}, "gelu", "leaf blocks have only"),
     "half a gate": ({}, {"leaf_gate_bias": (2, 8, 3)}, "gelu", "leaf blocks have only leaf_gate_bias"),
 }

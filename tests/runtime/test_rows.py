@@ -3,13 +3,22 @@ from __future__ import annotations
 import torch
 from zoo.reference import normals, tree_tensors
 
-from fffconvert.runtime import Scales, Weights
+from fffconvert.runtime import VECTORS, Scales, Weights
 from fffconvert.runtime.rows import store_rows
 
 
 def draw() -> Weights:
     generator = torch.Generator().manual_seed(0)
-    shape = {"trees": 2, "depth": 2, "d_in": 9, "d_out": 7, "branches": 2, "leaf_width": 3, "gated": True}
+    shape = {
+        "trees": 2,
+        "depth": 2,
+        "d_in": 9,
+        "d_out": 7,
+        "branches": 2,
+        "leaf_width": 3,
+        "gated": True,
+        "sparse": True,
+    }
     return Weights(**tree_tensors(normals(generator, torch.float32), **shape))
 
 
@@ -29,4 +38,4 @@ def test_floating_point_rows_have_no_scales_and_biases_are_float32():
     stored, scales = store_rows(Weights(*(w.bfloat16() for w in draw())), torch.bfloat16)
     assert scales == Scales()
     for name, tensor in stored._asdict().items():
-        assert tensor.dtype == (torch.float32 if name.endswith("bias") else torch.bfloat16)
+        assert tensor.dtype == (torch.float32 if name in VECTORS else torch.bfloat16)

@@ -31,12 +31,14 @@ def layer_of(seed: int, **options) -> FFFLayer:
     branch_outputs=st.booleans(),
     leaf_width=st.integers(0, 3),
     gated=st.booleans(),
+    sparse=st.booleans(),
     tokens=st.integers(0, 9),
 )
-def test_equals_the_reference(seed, depth, trees, branch_outputs, leaf_width, gated, tokens):
+def test_equals_the_reference(seed, depth, trees, branch_outputs, leaf_width, gated, sparse, tokens):
     layer = layer_of(
         seed, depth=depth, trees=trees, branch_outputs=branch_outputs, leaf_width=leaf_width,
-        leaf_gated=gated and leaf_width > 0, activation="relu",
+        leaf_gated=gated and leaf_width > 0, leaf_sparsity=0.5 if sparse and leaf_width else 0.0,
+        activation="relu",
     )  # fmt: skip
     x = torch.randint(-3, 4, (tokens, 8)).float()
     with torch.no_grad():

@@ -20,6 +20,7 @@ SPECS = {
     "branch": FFFSpec(5, 4, 2, trees=2, branch_outputs=True),
     "leaf": FFFSpec(5, 4, 2, leaf_width=3),
     "everything": FFFSpec(5, 4, 1, trees=2, trunk=2, branch_outputs=True, leaf_width=2, leaf_gated=True),
+    "sparse": FFFSpec(5, 4, 1, leaf_width=4, leaf_sparsity=0.5, leaf_gated=True),
 }
 specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
@@ -98,6 +99,8 @@ def test_parameters_are_those_of_the_specification(spec):
     if spec.leaf_gated:
         shapes["fff_leaf_gate_weight"] = [trees, leaves, spec.leaf_width, 5]
         shapes["fff_leaf_gate_bias"] = [trees, leaves, spec.leaf_width]
+    if spec.leaf_sparsity:
+        shapes["fff_leaf_threshold"] = [trees, leaves, spec.leaf_width]
     if spec.trunk:
         shapes["fff_trunk_in"] = [spec.trunk, 5]
         shapes["fff_trunk_out"] = [spec.trunk, 4]

@@ -14,6 +14,7 @@ SPECS = [
     FFFSpec(6, 5, 3, trees=2, branch_outputs=True),
     FFFSpec(6, 5, 1, trees=2, branch_outputs=True, leaf_width=3),
     FFFSpec(6, 5, 2, branch_outputs=True, leaf_width=3, leaf_gated=True, activation="silu"),
+    FFFSpec(6, 5, 1, branch_outputs=True, leaf_width=4, leaf_sparsity=0.5, activation="silu"),
 ]
 
 
@@ -58,6 +59,8 @@ def along(weights, x, leaf, spec) -> torch.Tensor:
         y = y + weights.leaf_constant[0, leaf]
     if weights.leaf_in_weight is not None:
         hidden = fn(x @ weights.leaf_in_weight[0, leaf].T + weights.leaf_in_bias[0, leaf])
+        if weights.leaf_threshold is not None:
+            hidden = hidden * (hidden.abs() > weights.leaf_threshold[0, leaf])
         if weights.leaf_gate_weight is not None:
             hidden = hidden * (x @ weights.leaf_gate_weight[0, leaf].T + weights.leaf_gate_bias[0, leaf])
         y = y + hidden @ weights.leaf_out_weight[0, leaf]

@@ -14,6 +14,11 @@ VARIANTS = {
     "gated leaf": {"leaf_width": 2, "gated": True},
     "branch and gated leaf": {"branches": 2, "leaf_width": 2, "gated": True},
 }
+SPARSE = {
+    "sparse leaf": {"leaf_width": 5, "sparse": True},
+    "sparse gated leaf": {"branches": 2, "leaf_width": 5, "gated": True, "sparse": True},
+}
+"""With thresholds, which the CUDA kernels do not know."""
 
 
 def tree_tensors(
@@ -26,6 +31,7 @@ def tree_tensors(
     branches: int = 1,
     leaf_width: int = 0,
     gated: bool = False,
+    sparse: bool = False,
 ) -> dict[str, Tensor]:
     """The trees' tensors by name, each drawn for its shape."""
     nodes, leaves = 2 ** (depth + 1) - 1, 2 ** (depth + 1)
@@ -43,6 +49,8 @@ def tree_tensors(
         if gated:
             shapes["leaf_gate_weight"] = (trees, leaves, leaf_width, d_in)
             shapes["leaf_gate_bias"] = (trees, leaves, leaf_width)
+        if sparse:
+            shapes["leaf_threshold"] = (trees, leaves, leaf_width)
     return {name: draw(name, shape) for name, shape in shapes.items()}
 
 
@@ -97,6 +105,8 @@ def loop(
                 y = y + w["leaf_constant"][t, leaf]
             if "leaf_in_weight" in w:
                 hidden = activation(w["leaf_in_weight"][t, leaf] @ token + w["leaf_in_bias"][t, leaf])
+                if "leaf_threshold" in w:
+                    hidden = torch.where(hidden.abs() > w["leaf_threshold"][t, leaf], hidden, 0.0)
                 if "leaf_gate_weight" in w:
                     hidden = hidden * (w["leaf_gate_weight"][t, leaf] @ token + w["leaf_gate_bias"][t, leaf])
                 y = y + hidden @ w["leaf_out_weight"][t, leaf]

@@ -75,6 +75,8 @@ def _describe(conversion: Conversion, name: str) -> list[Part]:
         )
         if example.leaf_width:
             caption += f", and the {example.leaf_width} neurons of one leaf at its end"
+            if example.leaf_sparsity:
+                caption += f", {example.leaf_sparsity:.0%} of which it skips once their activation is known"
         caption += f". {example.active_fraction:.1%} of the dense block's multiply-adds."
         parts.append(Figure(_shape(example, width, f"{name}-{index}", caption), caption))
     if any(block.token_r2_heldout is not None for block in blocks) and len(blocks) > 1:

@@ -28,6 +28,7 @@ struct fff_layer {
     fff_rows leaf_gate;         // as leaf_in, or null for a plain block
     const float* leaf_gate_bias;
     fff_rows leaf_out;  // [T, leaves, L, d_out]
+    const float* leaf_threshold;  // [T, leaves, L], or null: smaller activations count as 0
     const float* bias;  // [d_out], or null
 };
 

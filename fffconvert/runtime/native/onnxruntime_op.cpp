@@ -69,7 +69,7 @@ struct Tensor {
 
 // The inputs, in the order of the torch op `fffconvert::cmm_inference`.
 enum input {
-    X, BIAS, IN, IN_BIAS, OUT, CONSTANT, LEAF_IN, LEAF_IN_BIAS, LEAF_GATE, LEAF_GATE_BIAS, LEAF_OUT,
+    X, BIAS, IN, IN_BIAS, OUT, CONSTANT, LEAF_IN, LEAF_IN_BIAS, LEAF_GATE, LEAF_GATE_BIAS, LEAF_OUT, LEAF_THRESHOLD,
     IN_SCALE, OUT_SCALE, CONSTANT_SCALE, LEAF_IN_SCALE, LEAF_GATE_SCALE, LEAF_OUT_SCALE, INPUTS,
 };
 
@@ -123,7 +123,7 @@ struct Kernel {
         need(nodes > 0 && !(nodes & (nodes + 1)) && x.size[1] == in.size[2] && out.size[0] == in.size[0],
              "fffconvert::CMM: shapes of x and the trees do not fit");
         need(out.size[1] == nodes || out.size[1] == 2 * nodes, "fffconvert::CMM: expected one or two output rows a node");
-        for (input i : {BIAS, IN_BIAS, LEAF_IN_BIAS, LEAF_GATE_BIAS, IN_SCALE, OUT_SCALE, CONSTANT_SCALE, LEAF_IN_SCALE, LEAF_GATE_SCALE, LEAF_OUT_SCALE})
+        for (input i : {BIAS, IN_BIAS, LEAF_IN_BIAS, LEAF_GATE_BIAS, LEAF_THRESHOLD, IN_SCALE, OUT_SCALE, CONSTANT_SCALE, LEAF_IN_SCALE, LEAF_GATE_SCALE, LEAF_OUT_SCALE})
             vector(t[i]);
         fff_layer layer{};
         layer.trees = in.size[0];
@@ -143,6 +143,7 @@ struct Kernel {
         layer.leaf_gate = rows(t[LEAF_GATE], t[LEAF_GATE_SCALE], in);
         layer.leaf_gate_bias = vector(t[LEAF_GATE_BIAS]);
         layer.leaf_out = rows(t[LEAF_OUT], t[LEAF_OUT_SCALE], in);
+        layer.leaf_threshold = vector(t[LEAF_THRESHOLD]);
         layer.bias = vector(t[BIAS]);
         const int64_t shape[] = {x.size[0], d_out};
         void *value = nullptr, *y = nullptr;

@@ -4,6 +4,7 @@
 #include "cmm.h"
 #include "support.h"
 #include "tiles.h"
+#include <cmath>
 
 namespace {
 
@@ -232,8 +233,11 @@ void add_outputs(const fff_layer& layer, const Tree<R>& tree, const Block& block
         if (layer.constant.data) add(tree.constant, 0, [](int64_t l) { return l; }, [](int64_t) { return 1.f; });
         if (width) {
             const Rows<R> rows(layer.leaf_out, (tree.index * tree.leaves + leaf) * width, tree.d_out);
-            for (int64_t j = 0; j < width; j++)
-                add(rows, 0, [j](int64_t) { return j; }, [&](int64_t m) { return hidden[(i + m) * width + j]; });
+            for (int64_t j = 0; j < width; j++) {
+                bool any = !layer.leaf_threshold;
+                for (int64_t m = 0; !any && m < count; m++) any = hidden[(i + m) * width + j] != 0;
+                if (any) add(rows, 0, [j](int64_t) { return j; }, [&](int64_t m) { return hidden[(i + m) * width + j]; });
+            }
         }
         add_rows(count, terms, y, first && !layer.bias ? nullptr : start, tree.d_out);
     }
@@ -266,6 +270,46 @@ void project_leaves(const fff_layer& layer, const Tree<R>& tree, const Block& bl
     }
 }
 
+// Set activations up to their neurons' thresholds to 0; NaN stays.
+template <class R>
+void skip_small(const fff_layer& layer, const Tree<R>& tree, const Block& block, const Item* items, float* up) {
+    const int64_t width = layer.leaf_width;
+    for (int64_t i = 0; i < block.count; i++) {
+        const float* threshold = layer.leaf_threshold + (tree.index * tree.leaves + items[i].node - tree.nodes) * width;
+        float* own = up + i * width;
+        for (int64_t j = 0; j < width; j++) own[j] = std::fabs(own[j]) <= threshold[j] ? 0.f : own[j];
+    }
+}
+
+// Multiply the activations that are not 0 by their gates, token by token, reading those gates' rows alone. Many
+// tokens together need nearly all of the rows, which are then better read once for all.
+template <class R>
+void gate_kept(const fff_layer& layer, const Tree<R>& tree, const Block& block, const Item* items, float* up) {
+    constexpr int N = 4;
+    const int64_t width = layer.leaf_width, d = tree.d_in;
+    for (int64_t i = 0; i < block.count; i++) {
+        const int64_t start = (tree.index * tree.leaves + items[i].node - tree.nodes) * width;
+        const Rows<R> rows(layer.leaf_gate, start, d);
+        const float* x[1] = {block.x[items[i].token]};
+        float* own = up + i * width;
+        int64_t kept[N], count = 0;
+        auto gate = [&] {
+            const R* w[N];
+            for (int64_t n = 0; n < N; n++) w[n] = rows.data + kept[least(n, count - 1)] * d;
+            float s[1][N];
+            dots<1, N>(x, w, d, s);
+            for (int64_t n = 0; n < count; n++)
+                own[kept[n]] *= rows.scaled(kept[n], s[0][n]) + layer.leaf_gate_bias[start + kept[n]];
+            count = 0;
+        };
+        for (int64_t j = 0; j < width; j++) {
+            if (own[j] != 0) kept[count++] = j;
+            if (count == N) gate();
+        }
+        if (count) gate();
+    }
+}
+
 // The leaf blocks' neurons after activation and gate: [items, leaf_width]; null without leaf blocks.
 template <class R>
 const float* leaf_hidden(const fff_layer& layer, const Tree<R>& tree, const Block& block, const Item* items) {
@@ -275,11 +319,15 @@ const float* leaf_hidden(const fff_layer& layer, const Tree<R>& tree, const Bloc
     project_leaves(layer, tree, block, items, layer.leaf_in, layer.leaf_in_bias, up);
     for (int64_t i = count; i < padded; i++) up[i] = 0;
     activate(layer.activation, up, count);
-    if (layer.leaf_gate.data) {
-        float* gate = up + padded;
-        project_leaves(layer, tree, block, items, layer.leaf_gate, layer.leaf_gate_bias, gate);
-        for (int64_t i = 0; i < count; i++) up[i] *= gate[i];
+    if (layer.leaf_threshold) skip_small(layer, tree, block, items, up);
+    if (!layer.leaf_gate.data) return up;
+    if (layer.leaf_threshold && block.count < TILE) {
+        gate_kept(layer, tree, block, items, up);
+        return up;
     }
+    float* gate = up + padded;
+    project_leaves(layer, tree, block, items, layer.leaf_gate, layer.leaf_gate_bias, gate);
+    for (int64_t i = 0; i < count; i++) up[i] *= gate[i];
     return up;
 }
 

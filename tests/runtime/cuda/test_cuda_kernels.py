@@ -234,7 +234,7 @@ def test_gradients_are_the_same_in_any_order_of_threads(stand_in):
 def test_only_visited_rows_receive_a_gradient(stand_in):
     x, weights = draw_random(3, d_in=8, d_out=8, trees=1, depth=4)
     y, logits, leaf = cuda.forward(x, weights, "silu")
-    grads = Weights._make([*cuda.backward(y, logits, x, weights, logits, leaf, "silu")[1:], *[None] * 6])
+    grads = Weights(*cuda.backward(y, logits, x, weights, logits, leaf, "silu")[1:])
     visited = {(int(end) + 2**5 >> up) - 1 for end in leaf[:, 0] for up in range(1, 6)}
     for grad in (grads.in_weight, grads.in_bias, grads.out_weight):
         assert {place[1] for place in grad.nonzero().tolist()} == visited

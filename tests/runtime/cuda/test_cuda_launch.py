@@ -236,3 +236,14 @@ def test_what_a_token_leaves_in_shared_memory_decides_the_regime(stand_in):
     assert cupy_steps.fits_one_block(cupy_steps.layer_for(x, weights, Scales(), "relu"))
     wide = Weights(**tree_tensors(lambda name, shape: torch.zeros(shape), **(SHAPE | {"leaf_width": 8000})))
     assert not cupy_steps.fits_one_block(cupy_steps.layer_for(x, wide, Scales(), "relu"))
+
+
+def test_leaves_with_thresholds_are_left_to_the_reference():
+    shape = SHAPE | {"leaf_width": 3}
+    without, with_some = (
+        Weights(**tree_tensors(lambda name, shape: torch.zeros(shape), **shape, sparse=sparse))
+        for sparse in (False, True)
+    )
+    x = torch.zeros(2, without.in_weight.shape[2])
+    assert cuda.covers(x, without)
+    assert not cuda.covers(x, with_some)
