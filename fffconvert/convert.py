@@ -120,6 +120,7 @@ class BlockResult:
         routing_entropy: Entropy of the routing on that text, 1 for uniform.
         dead_node_share: Share of nodes that none of it visits.
         path_balance: Tokens at the most visited end of a path over the mean.
+        skipped_share: Share of the leaf blocks' neurons that this text skips.
         margins: Quantiles 5 %, 50 % and 95 % of |s| over its mean.
         parameters: Stored parameters of the new layer.
         parameters_before: Those of the block.
@@ -139,6 +140,7 @@ class BlockResult:
     routing_entropy: float | None
     dead_node_share: float | None
     path_balance: float | None
+    skipped_share: float | None
     margins: tuple[float, float, float] | None
     parameters: int
     parameters_before: int

@@ -125,7 +125,16 @@ def routing(rows: Iterable[Mapping[str, Any]]) -> Table:
     """How fitted layers route held-out tokens."""
     table = _table(
         "routing of held-out tokens",
-        ("name", "entropy", "dead nodes", "fullest path / mean", "margin 5 %", "50 %", "95 %"),
+        (
+            "name",
+            "entropy",
+            "dead nodes",
+            "fullest path / mean",
+            "neurons skipped",
+            "margin 5 %",
+            "50 %",
+            "95 %",
+        ),
         left=("name",),
     )
     for row in rows:
@@ -134,6 +143,7 @@ def routing(rows: Iterable[Mapping[str, Any]]) -> Table:
             f"{row['routing_entropy']:.2f}",
             f"{row['dead_node_share']:.1%}",
             f"{row['path_balance']:.1f}",
+            f"{row['skipped_share']:.1%}",
             *(f"{margin:.2f}" for margin in row["margins"]),
         )
     return table

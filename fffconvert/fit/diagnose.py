@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fffconvert.fit.layer import r2
 from fffconvert.fit.moments import token_weights
-from fffconvert.runtime import cmm
+from fffconvert.runtime import ACTIVATIONS, cmm
+from fffconvert.runtime.leaves import arrivals
 from fffconvert.tree import FFFLayer
 
 CHUNK = 8192
@@ -27,6 +29,8 @@ class Diagnostics:
         routing_entropy: Entropy of the ends of paths, as a share of its largest value; 1 is uniform.
         dead_node_share: Share of nodes that no token visits. With fewer tokens than nodes some must be dead.
         path_balance: Tokens of the most visited end of a path over the mean of all ends; 1 is uniform.
+        skipped_share: Share of the leaf blocks' neurons that thresholds spare the tokens; what the
+            specification asks for is true of the tokens that the layer was fitted on.
         margins: |s| over its mean at the visited nodes of its level, at the quantiles 5 %, 50 % and 95 %:
             the tokens with the smallest are the ones that rounding can send the other way.
     """
@@ -36,6 +40,7 @@ class Diagnostics:
     routing_entropy: float
     dead_node_share: float
     path_balance: float
+    skipped_share: float
     margins: tuple[float, float, float]
 
 
@@ -68,6 +73,7 @@ def diagnose(layer: FFFLayer, x: Tensor, y: Tensor) -> Diagnostics:
         routing_entropy=entropy / spec.trees,
         dead_node_share=dead / spec.trees,
         path_balance=balance / spec.trees,
+        skipped_share=_skipped(layer, x, leaf),
         margins=(low, middle, high),
     )
 
@@ -77,6 +83,19 @@ def outputs(module: nn.Module, x: Tensor) -> Tensor:
     """What a module makes of many tokens in eval mode, some at a time: [tokens, d_in] to [tokens, d_out]."""
     module.eval()
     return torch.cat([module(part) for part in torch.split(x, CHUNK)])
+
+
+def _skipped(layer: FFFLayer, x: Tensor, leaf: Tensor) -> float:
+    """The share of neurons that tokens [tokens, d_in] skip in the leaves [tokens, T] that they reach."""
+    block, act = layer.weights.leaf_block, ACTIVATIONS[layer.spec.activation].fn
+    if block is None or block.threshold is None:
+        return 0.0
+    skipped = 0
+    for at, tokens in arrivals(leaf, layer.spec.leaves):
+        for part in torch.split(tokens, CHUNK):
+            activations = act(F.linear(x[part], block.up[0][at], block.up[1][at]))
+            skipped += int((activations.abs() <= block.threshold[at]).sum())
+    return skipped / (leaf.numel() * layer.spec.leaf_width)
 
 
 def _visited(ends: Tensor) -> int:

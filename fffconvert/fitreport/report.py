@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -50,8 +51,12 @@ TEST_TOKENS = 30_000
 SEQUENCE, CAUSAL_SEQUENCE = 128, LENGTH
 """Longest calibration sequences: as long as those that the models are measured on."""
 REACTION_WIDTH = 128
-CAUSAL_SHAPES = {"25 % removed": (0, 1151), "75 % removed": (2, 381)}
-"""Depth and leaf width under which that share of 1,536 neurons is not computed."""
+CAUSAL_SHAPES: dict[str, dict[str, Any]] = {
+    "25 % removed": {"depth": 0, "leaf_width": 1536, "leaf_sparsity": 0.3763},
+    "25 % removed, leaves": {"depth": 0, "leaf_width": 1151},
+    "75 % removed": {"depth": 2, "leaf_width": 381},
+}
+"""Shapes under which that share of 1,536 neurons' multiply-adds is not computed."""
 
 
 @dataclass(frozen=True)
@@ -235,19 +240,19 @@ def _lm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None
         return tasks.text_perplexity(loaded.model, loaded.tokenizer, text, tokens=settings.lm_test_tokens)
 
     rows = {"original": store.once("lm-original", lambda: {"perplexity": perplexity(hub.load(CAUSAL))})}
-    for name, (depth, width) in CAUSAL_SHAPES.items():
+    for name, shape in CAUSAL_SHAPES.items():
 
-        def measure(depth: int = depth, width: int = width) -> dict[str, Any]:
+        def measure(shape: dict[str, Any] = shape) -> dict[str, Any]:
             loaded = hub.load(CAUSAL)
             batches = _batches(data, ENGLISH, loaded.tokenizer, settings.lm_tokens, CAUSAL_SEQUENCE)
-            recipe = Recipe(depth=depth, leaf_width=width, tokens=settings.lm_tokens)
+            recipe = Recipe(**shape, tokens=settings.lm_tokens)
             results = fit_blocks(loaded.model, prepare(loaded.model, recipe, batches, loaded.tokenizer))
             return {
                 "perplexity": perplexity(loaded),
                 **_size(results),
             }
 
-        rows[name] = store.once(f"lm-{depth}-{width}", measure)
+        rows[name] = store.once("-".join(map(str, ("lm", *shape.values()))), measure)
         say(f"lm: {name} {rows[name]['perplexity']:.2f}, original {rows['original']['perplexity']:.2f}")
     original = rows["original"]["perplexity"]
     return {name: {**row, "ratio": row["perplexity"] / original} for name, row in rows.items()}
@@ -257,6 +262,7 @@ def _size(results: Sequence[BlockResult]) -> dict[str, float]:
     """What the converted blocks compute and store, over what the original ones did."""
     return {
         "active_fraction": results[0].active_fraction,
+        "skipped_share": fmean(r.skipped_share or 0.0 for r in results),
         "storage": sum(r.parameters for r in results) / sum(r.parameters_before for r in results),
     }
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fffconvert.fit import fit_layer, r2, token_weights
+from fffconvert.fit.diagnose import diagnose
 from fffconvert.fit.leaves import LeafFit, _greedy, straightest
 from fffconvert.fit.moments import Principal
 from fffconvert.fit.neurons import Neurons
@@ -85,7 +86,7 @@ def test_leaves_of_all_neurons_are_the_block_to_the_digit(gated: bool, depth: in
 @both
 @pytest.mark.parametrize("depth", [0, 1])
 def test_sparse_leaves_skip_their_share_of_the_smallest(gated: bool, depth: int):
-    layer, x, _ = fit(gated, 8000, "silu", depth=depth, leaf_width=HIDDEN, leaf_sparsity=0.4)
+    layer, x, y = fit(gated, 8000, "silu", depth=depth, leaf_width=HIDDEN, leaf_sparsity=0.4)
     block = layer.weights.leaf_block
     _, _, leaf = cmm(x, layer.weights, "silu")
     kept = torch.zeros(())
@@ -93,6 +94,7 @@ def test_sparse_leaves_skip_their_share_of_the_smallest(gated: bool, depth: int)
         a = F.silu(x[rows] @ block.up[0][at].T + block.up[1][at])
         kept = kept + (block.skip(a, at) != 0).sum()
     assert float(kept) / (len(x) * HIDDEN) == pytest.approx(0.6, abs=0.01)
+    assert diagnose(layer, x, y).skipped_share == pytest.approx(1 - float(kept) / (len(x) * HIDDEN))
     random = fit(gated, 8000, "silu", depth=depth, leaf_width=HIDDEN)[0]
     drawn = torch.rand(random.fff_leaf_out_weight.shape[:3], generator=torch.Generator().manual_seed(0)) < 0.4
     with torch.no_grad():
