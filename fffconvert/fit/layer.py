@@ -50,7 +50,7 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
         state["fff_bias"].copy_(mean - trunk_in @ principal.mean @ outer)
     leaves = None
     if neurons is not None and spec.leaf_width:
-        leaves = LeafFit(neurons, spec.leaf_width, x, weight, principal)
+        leaves = LeafFit(neurons, spec.leaf_width, x, weight, principal, spec.leaf_sparsity)
     at = torch.arange(len(x))
     for t, tree in enumerate(grow_trees(z, principal.variance, residual, weight, spec)):
         rows = principal.rows(tree.rows)
@@ -70,8 +70,6 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
         for filled, tokens in tqdm(tree.ends, desc="leaves", leave=False, disable=None):
             own = x[at[tokens]]
             leaf = leaves.fit(own, z[tokens], residual[tokens], weight[tokens], whole=whole)
-            if spec.leaf_sparsity:
-                leaf = leaf.sparse(own, weight[tokens], spec.leaf_sparsity)
             _put(state, t, filled, leaf)
             residual[tokens] -= leaf(own)
     return layer
@@ -84,8 +82,8 @@ def _put(state: dict[str, Tensor], tree: int, leaves: slice, leaf: Leaf) -> None
         state[f"fff_leaf_{name}_bias"][tree, leaves] = bias
     state["fff_leaf_out_weight"][tree, leaves] = leaf.neurons.out
     state["fff_leaf_constant"][tree, leaves] += leaf.constant
-    if leaf.threshold is not None:
-        state["fff_leaf_threshold"][tree, leaves] = leaf.threshold
+    if leaf.neurons.threshold is not None:
+        state["fff_leaf_threshold"][tree, leaves] = leaf.neurons.threshold
 
 
 def r2(y: Tensor, y_hat: Tensor, weight: Tensor | None = None) -> float:

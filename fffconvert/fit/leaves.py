@@ -7,7 +7,7 @@ map explains.
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,8 @@ SPREAD_TOKENS = 1 << 16
 CHUNK = 8192
 REACH = 0.3
 """How far a linear direction's neuron moves from its point of rest on the tokens of its leaf."""
+MOST_SKIPPED = 0.95
+"""Share that is skipped at most of the original neurons; linear directions, which are not, make way."""
 COLLINEAR = 1e-4
 """Share of a neuron's variance that must be left for it to be chosen."""
 FLOOR = 1e-6
@@ -45,44 +47,16 @@ class Leaf:
         neurons: Its L neurons, chosen ones first.
         constant: [d_out]
         chosen: Indices of the original neurons among them, [L - linear].
-        threshold: [L], activations up to which a token skips a neuron; None for none.
     """
 
     neurons: Neurons
     constant: Tensor
     chosen: Tensor
-    threshold: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The block's output, constant included: [tokens, d_in] to [tokens, d_out]."""
         parts = torch.split(x, CHUNK)
-        hidden = (self.neurons(part, self.threshold) for part in parts)
-        return torch.cat([torch.addmm(self.constant, values, self.neurons.out) for values in hidden])
-
-    def sparse(self, x: Tensor, weight: Tensor, sparsity: float) -> Leaf:
-        """The leaf with a threshold for each neuron, such that tokens skip a share of the neurons.
-
-        A neuron's part in the output is its activation times what usually multiplies it: the root mean square
-        of its gate, the length of its output row. What is smallest by that goes; its mean joins the constant.
-
-        Args:
-            x: [tokens, d_in], the leaf's tokens.
-            weight: [tokens]
-            sparsity: The share, over tokens and neurons.
-
-        Reference: arXiv 2404.08763 (CATS), with one level for all neurons of a leaf instead of one each.
-        """
-        x, weight = _sample(RANKING_TOKENS, x, weight)
-        share = weight / weight.sum()
-        activations, values = self.neurons.activations(x).abs(), self.neurons(x)
-        gates = torch.where(activations > 0, values / activations, 0.0)
-        usual = (share @ gates.square()).sqrt() * self.neurons.out.norm(dim=1)
-        parts = (activations * usual).flatten()
-        level = parts.kthvalue(max(1, round(sparsity * len(parts)))).values
-        threshold = torch.where(usual > 0, level / usual.clamp(min=TINY), torch.inf)
-        skipped = share @ (values - self.neurons(x, threshold))
-        constant = self.constant + skipped @ self.neurons.out
-        return dataclasses.replace(self, constant=constant, threshold=threshold)
+        return torch.cat([torch.addmm(self.constant, self.neurons(part), self.neurons.out) for part in parts])
 
 
 class LeafFit:
@@ -94,10 +68,19 @@ class LeafFit:
         x: [tokens, d_in], all tokens.
         weight: [tokens]
         principal: The coordinates of x in which leaves are fitted.
+        sparsity: Share of a leaf's neurons that its tokens skip.
     """
 
-    def __init__(self, neurons: Neurons, width: int, x: Tensor, weight: Tensor, principal: Principal) -> None:
-        self.neurons, self.width, self.principal = neurons, width, principal
+    def __init__(
+        self,
+        neurons: Neurons,
+        width: int,
+        x: Tensor,
+        weight: Tensor,
+        principal: Principal,
+        sparsity: float = 0.0,
+    ) -> None:
+        self.neurons, self.width, self.principal, self.sparsity = neurons, width, principal, sparsity
         self.scale = (principal.variance + FLOOR * principal.variance.max()).clamp(min=TINY).rsqrt()
         x, weight = _sample(SPREAD_TOKENS, x, weight)
         values, share = neurons(x), weight / weight.sum()
@@ -120,36 +103,60 @@ class LeafFit:
             return self._entire(x, residual, weight)
         z = z * self.scale
         candidates = self._candidates(x, residual, weight)
-        moments = _moments(self.neurons[candidates], x, z, residual, weight)
-        count = len(candidates)
-        prior = torch.cat([self.prior[candidates], self.prior[len(self.neurons) :]])
-        ridge = PRIOR_TOKENS / len(x) * prior
-        second, cross = moments.second + torch.diag(ridge + TINY), moments.cross
-        if whole:
-            cross[:count] += ridge[:count, None] * self.neurons.out[candidates]
-        chosen, directions = _choose(second, cross, count, self.width)
-        # What the leaf's neurons are made of: columns over candidates and z.
-        made = torch.zeros(len(second), len(chosen) + directions.shape[1], dtype=torch.float64)
+        own, taken = self.neurons[candidates], len(candidates)
+        moments = self._moments(candidates, own, x, z, residual, weight, whole)
+        least = math.ceil(self.sparsity * self.width / MOST_SKIPPED)
+        chosen, directions = _choose(moments.second, moments.cross, taken, self.width, least)
+        picked = candidates[chosen]
+        own = own[chosen]
+        if self.sparsity and len(picked):
+            own = self._sparse(own, x, weight)
+            moments = self._moments(picked, own, x, z, residual, weight, whole)
+            chosen, taken = torch.arange(len(picked)), len(picked)
+        # What the leaf's neurons are made of: columns over those of the moments and z.
+        made = torch.zeros(len(moments.second), len(chosen) + directions.shape[1], dtype=torch.float64)
         made[chosen, torch.arange(len(chosen))] = 1
-        made[count:, len(chosen) :] = directions
-        gram = made.T @ second @ made
+        made[taken:, len(chosen) :] = directions
+        gram = made.T @ moments.second @ made
         gram.diagonal().add_(1e-9 * gram.diagonal() + TINY)
-        out = torch.linalg.solve(gram, made.T @ cross)
+        out = torch.linalg.solve(gram, made.T @ moments.cross)
         constant = moments.mean_residual - (moments.mean @ made) @ out
-        rows, bias, slope, rest = self._linear(directions, z)
+        linear, slope, rest = self._linear(directions, z)
         out[len(chosen) :] /= slope[:, None]
         constant -= rest @ out[len(chosen) :]
-        picked = candidates[chosen]
-        rows = torch.cat([self.neurons.rows[:, picked], rows], 1)
-        bias = torch.cat([self.neurons.bias[:, picked], bias], 1)
-        made_of = Neurons(rows, bias, out.float(), self.neurons.activation)
+        made_of = _joined(own, linear, out.float())
         return Leaf(_padded(made_of, self.width), constant.float(), picked)
 
     def _entire(self, x: Tensor, residual: Tensor, weight: Tensor) -> Leaf:
-        """The block itself."""
-        left = residual - self.neurons(x) @ self.neurons.out
+        """The block itself, output rows as they are; the mean of what is skipped is made up for."""
+        own = self._sparse(self.neurons, x, weight) if self.sparsity else self.neurons
+        left = residual - torch.cat([own(part) @ own.out for part in torch.split(x, CHUNK)])
         constant = weight @ left / weight.sum()
-        return Leaf(_padded(self.neurons, self.width), constant, torch.arange(len(self.neurons)))
+        return Leaf(_padded(own, self.width), constant, torch.arange(len(own)))
+
+    def _sparse(self, neurons: Neurons, x: Tensor, weight: Tensor) -> Neurons:
+        """Thresholds for some of a leaf's neurons, such that the share of all of them is skipped."""
+        x, weight = _sample(RANKING_TOKENS, x, weight)
+        return neurons.sparse(x, weight, min(1.0, self.sparsity * self.width / len(neurons)))
+
+    def _moments(
+        self,
+        at: Tensor,
+        neurons: Neurons,
+        x: Tensor,
+        z: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        whole: bool,
+    ) -> _Moments:
+        """Moments of some of the neurons, those at these indices, of z and the residual; with the ridge."""
+        moments = _moments(neurons, x, z, residual, weight)
+        prior = torch.cat([self.prior[at], self.prior[len(self.neurons) :]])
+        ridge = PRIOR_TOKENS / len(x) * prior
+        moments.second.diagonal().add_(ridge + TINY)
+        if whole:
+            moments.cross[: len(at)] += ridge[: len(at), None] * self.neurons.out[at]
+        return moments
 
     def _candidates(self, x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
         """The neurons whose values say most about the residual, one by one: indices, ascending."""
@@ -165,12 +172,12 @@ class LeafFit:
         effect = cross.square().sum(1) / variance.clamp(min=TINY)
         return effect.topk(count).indices.sort().values
 
-    def _linear(self, directions: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _linear(self, directions: Tensor, z: Tensor) -> tuple[Neurons, Tensor, Tensor]:
         """Neurons that are linear on the leaf's tokens.
 
         Returns:
-            Their rows and biases, as of `Neurons`, and slope and constant of each as a function of its
-            direction, [linear], float64.
+            Those, without output rows, and slope and constant of each as a function of its direction,
+            [linear], float64.
         """
         fn = ACTIVATIONS[self.neurons.activation].fn
         reach = (z @ directions.float()).abs().amax(0).double().clamp(min=TINY)
@@ -185,7 +192,8 @@ class LeafFit:
             low, middle, high = fn(point + REACH * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
             rows, bias = REACH * rows[None], (point + REACH * shift)[None]
             slope, rest = (high - low) / 2 / reach, middle.expand_as(reach)
-        return rows.float(), bias.float(), slope, rest
+        nothing = torch.zeros(rows.shape[1], 0)
+        return Neurons(rows.float(), bias.float(), nothing, self.neurons.activation), slope, rest
 
 
 def choose_neurons(
@@ -268,7 +276,7 @@ def _moments(neurons: Neurons, x: Tensor, z: Tensor, residual: Tensor, weight: T
     return _Moments(mean + shift, mean_residual, second, cross)
 
 
-def _choose(second: Tensor, cross: Tensor, count: int, width: int) -> tuple[Tensor, Tensor]:
+def _choose(second: Tensor, cross: Tensor, count: int, width: int, least: int) -> tuple[Tensor, Tensor]:
     """Choose neurons and linear directions together.
 
     The neurons are ranked by what they explain beyond every linear map, the directions by what they explain
@@ -279,6 +287,7 @@ def _choose(second: Tensor, cross: Tensor, count: int, width: int) -> tuple[Tens
         cross: [count + features, d_out]
         count: Number of candidates.
         width: Neurons and directions in all.
+        least: Neurons at least, as far as there are candidates.
 
     Returns:
         Indices of the chosen neurons, and directions, [features, linear].
@@ -294,7 +303,7 @@ def _choose(second: Tensor, cross: Tensor, count: int, width: int) -> tuple[Tens
     spectrum = torch.linalg.eigvalsh(explained).flip(0).clamp(min=0)[: len(solved)]
     by_neurons = torch.cat([torch.zeros(1, dtype=torch.float64), gains.double().cumsum(0)])
     by_directions = torch.cat([torch.zeros(1, dtype=torch.float64), spectrum.cumsum(0)])
-    linear_counts = torch.arange(min(width, len(spectrum)) + 1)
+    linear_counts = torch.arange(min(width - least, len(spectrum)) + 1)
     neuron_counts = (width - linear_counts).clamp(max=len(order))
     directions = int((by_directions[linear_counts] + by_neurons[neuron_counts]).argmax())
     chosen = order[: min(width - directions, len(order))]
@@ -360,8 +369,18 @@ def _directions(second: Tensor, cross: Tensor, count: int, chosen: Tensor, rank:
     return directions
 
 
+def _joined(chosen: Neurons, linear: Neurons, out: Tensor) -> Neurons:
+    """Chosen neurons and linear ones, which are never skipped, with new output rows."""
+    rows, bias = torch.cat([chosen.rows, linear.rows], 1), torch.cat([chosen.bias, linear.bias], 1)
+    threshold = chosen.threshold
+    if threshold is not None:
+        threshold = torch.cat([threshold, torch.full((len(linear),), -1.0)])
+    return Neurons(rows, bias, out, chosen.activation, threshold)
+
+
 def _padded(neurons: Neurons, width: int) -> Neurons:
     """Fill up with neurons that do nothing (there were fewer candidates and directions)."""
     missing = width - len(neurons)
     rows, bias = F.pad(neurons.rows, (0, 0, 0, missing)), F.pad(neurons.bias, (0, missing))
-    return Neurons(rows, bias, F.pad(neurons.out, (0, 0, 0, missing)), neurons.activation)
+    threshold = None if neurons.threshold is None else F.pad(neurons.threshold, (0, missing), value=torch.inf)
+    return Neurons(rows, bias, F.pad(neurons.out, (0, 0, 0, missing)), neurons.activation, threshold)

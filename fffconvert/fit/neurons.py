@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fffconvert.runtime.activations import ACTIVATIONS
 
 PROBES = 16
 TOLERANCE = 1e-3
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Neurons:
         bias: [1, n] or [2, n], likewise.
         out: [n, d_out], what each adds to the output, times its value.
         activation: Name of the activation a.
+        threshold: [n], absolute values of the activation up to which a neuron counts as 0; None for none.
     """
 
     rows: Tensor
     bias: Tensor
     out: Tensor
     activation: str
+    threshold: Tensor | None = None
 
     @property
     def gated(self) -> bool:
@@ -42,20 +45,42 @@ class Neurons:
 
     def __getitem__(self, index: Tensor) -> Neurons:
         """Some of the neurons."""
-        return Neurons(self.rows[:, index], self.bias[:, index], self.out[index], self.activation)
+        threshold = None if self.threshold is None else self.threshold[index]
+        return Neurons(self.rows[:, index], self.bias[:, index], self.out[index], self.activation, threshold)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Their values on x: [tokens, d_in] to [tokens, n]."""
+        values = self.activations(x)
+        if self.threshold is not None:
+            values.masked_fill_(values.abs() <= self.threshold, 0)
+        if self.gated:
+            values *= torch.addmm(self.bias[1], x, self.rows[1].T)
+        return values
 
     def activations(self, x: Tensor) -> Tensor:
         """a(w x + b) on x: [tokens, d_in] to [tokens, n]."""
         return ACTIVATIONS[self.activation].fn(torch.addmm(self.bias[0], x, self.rows[0].T))
 
-    def __call__(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
-        """Their values on x: [tokens, d_in] to [tokens, n]; 0 for activations up to a threshold, [n]."""
-        values = self.activations(x)
-        if threshold is not None:
-            values.masked_fill_(values.abs() <= threshold, 0)
-        if self.gated:
-            values *= torch.addmm(self.bias[1], x, self.rows[1].T)
-        return values
+    def sparse(self, x: Tensor, weight: Tensor, sparsity: float) -> Neurons:
+        """The neurons with a threshold each, such that tokens skip a share of them.
+
+        A neuron's part in the output is its activation times what usually multiplies it: the root mean square
+        of its gate, the length of its output row. What is smallest by that is skipped.
+
+        Args:
+            x: [tokens, d_in]
+            weight: [tokens]
+            sparsity: The share, over tokens and neurons, above 0.
+
+        Reference: arXiv 2404.08763 (CATS), with one level for all neurons of a block instead of one each.
+        """
+        activations, values = self.activations(x).abs(), self(x)
+        gates = torch.where(activations > 0, values / activations, 0.0)
+        usual = (weight @ gates.square() / weight.sum()).sqrt() * self.out.norm(dim=1)
+        parts = (activations * usual).flatten()
+        level = parts.kthvalue(max(1, round(sparsity * len(parts)))).values
+        threshold = torch.where(usual > 0, level / usual.clamp(min=TINY), torch.inf)
+        return replace(self, threshold=threshold)
 
 
 def neurons_of(site: FFNSite) -> Neurons:

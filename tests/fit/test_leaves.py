@@ -103,6 +103,15 @@ def test_sparse_leaves_skip_their_share_of_the_smallest(gated: bool, depth: int)
     assert lost[0] < 0.1 * lost[1]
 
 
+@both
+def test_skipped_neurons_are_worth_more_than_none(gated: bool):
+    """Of 36 neurons 40 % are skipped for each token; 21 that are always computed keep less."""
+    sparse, x, y = fit(gated, 8000, "silu", depth=1, leaf_width=36, leaf_sparsity=0.4)
+    narrow = fit(gated, 8000, "silu", depth=1, leaf_width=21)[0]
+    assert diagnose(sparse, x, y).skipped_share == pytest.approx(0.4, abs=0.02)
+    assert score(narrow, gated, "silu") < score(sparse, gated, "silu")
+
+
 def test_sparse_leaves_keep_the_mean_output():
     layer, x, y = fit(True, 4000, depth=0, leaf_width=HIDDEN, leaf_sparsity=0.5)
     assert float((layer(x) - y).detach().mean(0).abs().max()) < 0.02 * float(y.std())
