@@ -330,6 +330,17 @@ def test_a_missing_package_is_named_before_any_work(monkeypatch, package: str, e
     assert result.stderr.count("\n") == 1
 
 
+def test_no_library_draws_bars_where_nobody_looks():
+    code = (
+        "from fffconvert.cli.reporting import _quiet; _quiet()\n"
+        "from tqdm.auto import tqdm; import datasets\n"
+        "datasets.Dataset.from_list([{'a': 1}]).map(lambda row: row, desc='rows')\n"
+        "list(tqdm(range(3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_info_says_why_a_backend_is_missing():
     found = json.loads(run("info", "--json").stdout)
     assert found["versions"]["torch"] == torch.__version__
