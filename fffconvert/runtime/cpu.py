@@ -250,7 +250,7 @@ class PreparedLayer:
         Args:
             arguments: grad_y, grad_logits, x, logits and leaf, all contiguous.
             tokens: How many.
-            gradients: Of x, and of each of the weights there are; the latter hold zeros.
+            gradients: Of x, and, if asked for, of each of the weights there are; the latter hold zeros.
         """
         grad_y, grad_logits, x, logits, leaf = (tensor.data_ptr() for tensor in arguments)
         results = _Gradients(*(tensor.data_ptr() for tensor in gradients))
@@ -294,18 +294,18 @@ def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
 
 @torch.library.impl("fffconvert::cmm_backward", "cpu")
 def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    *tensors, logits, leaf, activation = rest
+    *tensors, logits, leaf, activation, rows = rest
     weights = Weights(*tensors)
     float32 = x.dtype == weights.in_weight.dtype == grad_y.dtype == torch.float32
     if not float32 or not takes(x, weights):
         with torch.autocast("cpu", enabled=False):
-            return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation)
+            return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation, rows=rows)
     grad_x = torch.empty(x.shape)
-    grads = Weights._make(None if w is None else torch.zeros(w.shape) for w in weights)
+    grads = Weights._make(None if w is None else torch.zeros(w.shape) for w in weights) if rows else None
     arguments = [tensor.contiguous() for tensor in (grad_y, grad_logits, x, logits, leaf)]
-    trees, grad_trees = (Weights._make([*w[:_TREES], *_NO_BLOCKS]) for w in (weights, grads))
-    results = [grad_x, *(grad for grad in grad_trees if grad is not None)]
+    trees = Weights._make([*weights[:_TREES], *_NO_BLOCKS])
+    results = [grad_x, *(grad for grad in (grads or ())[:_TREES] if grad is not None)]
     PreparedLayer(None, trees, Scales(), activation).backward(arguments, len(x), results)
     with torch.autocast("cpu", enabled=False):
         leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
-    return [grad_x, *(grad for grad in grads if grad is not None)]
+    return [grad_x, *(grad for grad in grads or () if grad is not None)]

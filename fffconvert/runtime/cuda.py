@@ -99,6 +99,8 @@ def backward(
     logits: Tensor,
     leaf: Tensor,
     activation: str,
+    *,
+    rows: bool = True,
 ) -> list[Tensor]:
     """As `reference.backward`, for operands that `covers` accepts. The same to the bit in every run."""
     x, grad_y, leaf = x.contiguous(), grad_y.to(x.dtype).contiguous(), leaf.contiguous()
@@ -122,6 +124,11 @@ def backward(
             hidden, grad_up = hidden * gate, grad_up * gate
         parts |= {"leaf_in_weight": (x, grad_up), "leaf_out_weight": (grad_y, hidden)}
 
+    grad_x = torch.empty_like(x)
+    terms = [Term(name, factor) for name, (vectors, factor) in parts.items() if vectors is x]
+    sum_terms(grad_x, terms, order, leaf, None, layer)
+    if not rows:
+        return [grad_x]
     given = {name: weight for name, weight in weights._asdict().items() if weight is not None}
     grads = {name: x.new_zeros(weight.shape, dtype=weight.dtype) for name, weight in given.items()}
     for name, (vectors, factor) in parts.items():
@@ -130,9 +137,6 @@ def backward(
         row_gradients(grads[name], bias, vectors, factor, name, order, leaf, layer)
         if bias is not None:
             grads[BIASES[name]].copy_(bias)
-    grad_x = torch.empty_like(x)
-    terms = [Term(name, factor) for name, (vectors, factor) in parts.items() if vectors is x]
-    sum_terms(grad_x, terms, order, leaf, None, layer)
     return [grad_x, *grads.values()]
 
 
@@ -161,11 +165,11 @@ def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    *tensors, logits, leaf, activation = rest
+    *tensors, logits, leaf, activation, rows = rest
     weights = Weights(*tensors)
     run = backward if status().available and covers(x, weights) else reference.backward
     with torch.autocast(x.device.type, enabled=False):
-        return run(grad_y, grad_logits, x, weights, logits, leaf, activation)
+        return run(grad_y, grad_logits, x, weights, logits, leaf, activation, rows=rows)
 
 
 def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:

@@ -32,7 +32,7 @@ def leaf_backward(
     leaf: Tensor,
     activation: str,
     grad_x: Tensor,
-    grads: Weights,
+    grads: Weights | None,
 ) -> None:
     """Differentiate the leaf blocks, if there are any: add to `grad_x`, write into those of `grads`.
 
@@ -45,10 +45,11 @@ def leaf_backward(
         leaf: [tokens, T], from `forward`.
         activation: A key of `ACTIVATIONS`.
         grad_x: [tokens, d_in]
-        grads: Of the shapes of `weights`; leaves that no token visits keep their zeros.
+        grads: Of the shapes of `weights`, or None if theirs are not asked for; leaves that no token visits
+            keep their zeros.
     """
-    block, grad_block = weights.leaf_block, grads.leaf_block
-    if block is None or grad_block is None:
+    block, grad_block = weights.leaf_block, grads and grads.leaf_block
+    if block is None:
         return
     act, groups = ACTIVATIONS[activation], list(arrivals(leaf, block.out.shape[1]))
     order = torch.cat([tokens for _, tokens in groups]) if groups else leaf.new_empty(0)
@@ -64,15 +65,18 @@ def leaf_backward(
         thresholds = torch.cat([a.new_empty(0, a.shape[1]), *own]).to(a.dtype)
         skipped = a.abs() <= thresholds
         a, grad_up = a.masked_fill_(skipped, 0), grad_up.masked_fill_(skipped, 0)
-    if block.gate is not None and grad_block.gate is not None:
+    if block.gate is not None:
         gate = _by_leaf(x, *block.gate, at)
         grad_up *= gate
         grad_hidden *= a
-        grad_x.index_add_(0, order, _affine_backward(grad_hidden, x, block.gate, grad_block.gate, at))
+        grad_x.index_add_(
+            0, order, _affine_backward(grad_hidden, x, block.gate, grad_block and grad_block.gate, at)
+        )
         a = a * gate
-    grad_x.index_add_(0, order, _affine_backward(grad_up, x, block.up, grad_block.up, at))
-    for place, part in at:
-        torch.mm(a[part].T, grad_y[part], out=grad_block.out[place])
+    grad_x.index_add_(0, order, _affine_backward(grad_up, x, block.up, grad_block and grad_block.up, at))
+    if grad_block is not None:
+        for place, part in at:
+            torch.mm(a[part].T, grad_y[part], out=grad_block.out[place])
 
 
 def _by_leaf(x: Tensor, weight: Tensor, bias: Tensor | None, at: Sequence[tuple[Place, slice]]) -> Tensor:
@@ -89,11 +93,12 @@ def _affine_backward(
     grad: Tensor,
     x: Tensor,
     parameters: tuple[Tensor, Tensor],
-    grad_parameters: tuple[Tensor, Tensor],
+    grad_parameters: tuple[Tensor, Tensor] | None,
     at: Sequence[tuple[Place, slice]],
 ) -> Tensor:
-    """Write the gradients of each leaf's weight and bias; return that of `x`: [tokens, d_in]."""
-    for place, part in at:
-        torch.mm(grad[part].T, x[part], out=grad_parameters[0][place])
-        torch.sum(grad[part], 0, out=grad_parameters[1][place])
+    """Write the gradients of each leaf's weight and bias, if asked for; that of `x`: [tokens, d_in]."""
+    if grad_parameters is not None:
+        for place, part in at:
+            torch.mm(grad[part].T, x[part], out=grad_parameters[0][place])
+            torch.sum(grad[part], 0, out=grad_parameters[1][place])
     return _by_leaf(grad, parameters[0].transpose(2, 3), None, at)

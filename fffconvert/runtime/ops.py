@@ -5,7 +5,7 @@ The reference is the default kernel on every device; a native kernel overrides i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -199,22 +199,25 @@ def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 torch.library.define(
     "fffconvert::cmm_backward",
-    f"(Tensor grad_y, Tensor grad_logits, Tensor x, {_WEIGHTS}, Tensor logits, Tensor leaf, str activation)"
-    " -> Tensor[]",
+    f"(Tensor grad_y, Tensor grad_logits, Tensor x, {_WEIGHTS}, Tensor logits, Tensor leaf, "
+    "str activation, bool rows) -> Tensor[]",
 )
 
 
 @torch.library.register_fake("fffconvert::cmm_backward")  # type: ignore[untyped-decorator]
 def _cmm_backward_fake(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    *weights, _logits, _leaf, _activation = rest
-    return [tensor.new_empty(tensor.shape) for tensor in (x, *weights) if tensor is not None]
+    *weights, _logits, _leaf, _activation, rows = rest
+    return [
+        tensor.new_empty(tensor.shape) for tensor in (x, *(weights if rows else ())) if tensor is not None
+    ]
 
 
 @torch.library.impl("fffconvert::cmm_backward", "default")
 def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    *tensors, logits, leaf, activation = rest
+    *tensors, logits, leaf, activation, rows = rest
     with torch.autocast(x.device.type, enabled=False):
-        return reference.backward(grad_y, grad_logits, x, Weights(*tensors), logits, leaf, activation)
+        weights = Weights(*tensors)
+        return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation, rows=rows)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -224,10 +227,25 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, grad_y: Tensor, grad_logits: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, logits, leaf = ctx.saved_tensors
-    grads = torch.ops.fffconvert.cmm_backward(grad_y, grad_logits, *inputs, logits, leaf, ctx.activation)
-    grads = iter(grads)
-    return *(None if tensor is None else next(grads) for tensor in inputs), None
+    x, *weights, logits, leaf = ctx.saved_tensors
+    arguments = (grad_y, grad_logits, x, *weights, logits, leaf, ctx.activation)
+    return *gradients(arguments, weights, ctx.needs_input_grad[1:]), None
+
+
+def gradients(
+    arguments: tuple[Any, ...], weights: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of x and of each of the weights, by `cmm_backward`; only that of x for frozen weights.
+
+    Args:
+        arguments: Those of the op, but the last.
+        weights: The fields of `Weights`.
+        wanted: For each of them whether its gradient is asked for.
+    """
+    rows = any(wanted[: len(weights)])
+    first, *others = torch.ops.fffconvert.cmm_backward(*arguments, rows)
+    rest = iter(others)
+    return [first, *(next(rest) if rows and weight is not None else None for weight in weights)]
 
 
 torch.library.register_autograd("fffconvert::cmm", _differentiate, setup_context=_save)

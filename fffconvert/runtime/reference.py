@@ -108,6 +108,8 @@ def backward(
     logits: Tensor,
     leaf: Tensor,
     activation: str,
+    *,
+    rows: bool = True,
 ) -> list[Tensor]:
     """Differentiate `forward` along the paths taken: only visited rows receive a gradient.
 
@@ -119,31 +121,34 @@ def backward(
         logits: [tokens, T, D + 1], from `forward`.
         leaf: [tokens, T], from `forward`.
         activation: A key of `ACTIVATIONS`.
+        rows: Whether the weights' gradients are asked for too.
 
     Returns:
-        The gradients of `x` and of each tensor given in `weights`, in that order.
+        The gradients of `x` and, with `rows`, of each tensor given in `weights`, in that order.
     """
     act, depth, branches = ACTIVATIONS[activation], weights.depth, weights.branches
     dtype, x = x.dtype, x.to(weights.compute_dtype(x))
     grad_y = grad_y.to(x.dtype)
     grad_x = x.new_zeros(x.shape)
-    grads = Weights._make(None if w is None else x.new_zeros(w.shape) for w in weights)
+    grads = Weights._make(None if w is None else x.new_zeros(w.shape) for w in weights) if rows else None
     for k in range(depth + 1):
-        nodes, rows = _level(k), _level(k, branches)
+        nodes, ends = _level(k), _level(k, branches)
         path = leaf >> (depth + 1 - k)
         row = leaf >> (depth - k) if branches == 2 else path
         s = logits[:, :, k]
-        grad_a = _dot_rows(weights.out_weight, rows, row, grad_y)
+        grad_a = _dot_rows(weights.out_weight, ends, row, grad_y)
         grad_s = grad_logits[:, :, k] + act.derivative(s) * grad_a
         _add_rows(grad_x, weights.in_weight, nodes, path, grad_s)
+        if grads is None:
+            continue
         _add_to_rows(grads.in_weight, nodes, path, grad_s, x)
         _add_to_rows(grads.in_bias[:, :, None], nodes, path, grad_s, x.new_ones(len(x), 1))
-        _add_to_rows(grads.out_weight, rows, row, act.fn(s), grad_y)
-    if grads.leaf_constant is not None:
-        ends = slice(0, 2 << depth)
-        _add_to_rows(grads.leaf_constant, ends, leaf, x.new_ones(leaf.shape), grad_y)
+        _add_to_rows(grads.out_weight, ends, row, act.fn(s), grad_y)
+    if grads is not None and grads.leaf_constant is not None:
+        _add_to_rows(grads.leaf_constant, slice(0, 2 << depth), leaf, x.new_ones(leaf.shape), grad_y)
     leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
-    return [grad_x.to(dtype), *(grad.to(weights.in_weight.dtype) for grad in grads if grad is not None)]
+    given = (grad for grad in grads or () if grad is not None)
+    return [grad_x.to(dtype), *(grad.to(weights.in_weight.dtype) for grad in given)]
 
 
 def _level(k: int, rows_per_node: int = 1) -> slice:

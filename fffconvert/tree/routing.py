@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fffconvert.runtime import Weights, cmm
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.ops import gradients
 from fffconvert.runtime.reference import forward as reference_forward
 
 
@@ -191,8 +192,6 @@ class _Leaking(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Differentiate along the path."""
         x, *tensors, logits, leaf = ctx.saved_tensors
-        found = iter(
-            torch.ops.fffconvert.cmm_backward(grads[0], grads[1], x, *tensors, logits, leaf, ctx.activation)
-        )
-        first = next(found)
-        return first, None, None, *(None if tensor is None else next(found) for tensor in tensors)
+        arguments = (grads[0], grads[1], x, *tensors, logits, leaf, ctx.activation)
+        first, *others = gradients(arguments, tensors, ctx.needs_input_grad[3:])
+        return first, None, None, *others

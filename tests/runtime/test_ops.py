@@ -308,7 +308,20 @@ def test_opcheck(variant):
         y, logits, leaf = cmm(x, weights, "gelu")
         arguments = (torch.ones_like(y), torch.ones_like(logits), x, *weights, logits, leaf, "gelu")
     detached = [t.detach() if isinstance(t, Tensor) else t for t in arguments]
-    torch.library.opcheck(BACKWARD, detached)
+    for rows in (True, False):
+        torch.library.opcheck(BACKWARD, [*detached, rows])
+    assert len(BACKWARD(*detached, False)) == 1
+
+
+@variants
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frozen_weights_leave_the_gradient_of_the_input(variant, dtype):
+    x, weights = draw_random(tokens=40, dtype=dtype, **variant)
+    inputs = require_grad(x, weights)
+    (expected, *_) = torch.autograd.grad(cmm(x, weights, "silu")[0].square().sum(), inputs, allow_unused=True)
+    frozen = Weights(*[w if w is None else w.detach() for w in weights])
+    (found,) = torch.autograd.grad(cmm(x, frozen, "silu")[0].square().sum(), [x])
+    assert torch.equal(found, expected)
 
 
 @variants

@@ -177,7 +177,8 @@ inline void backward(const BackwardCall& call, int64_t threads) {
             for (int64_t start = n * part / parts; start < end; start += Block::SIZE)
                 backward_tokens(call, tree, sorted, start, least(end, start + Block::SIZE));
         });
-        in_parallel(parts, [&](int64_t part) { backward_rows(call, tree, sorted, part, parts); });
+        if (call.gradients.in)
+            in_parallel(parts, [&](int64_t part) { backward_rows(call, tree, sorted, part, parts); });
     }
 }
 

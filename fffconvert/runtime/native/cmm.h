@@ -34,7 +34,7 @@ struct fff_layer {
 
 struct fff_gradients {
     float* x;         // [tokens, d_in], written
-    float* in;        // [T, N, d_in], zeros to add to
+    float* in;        // [T, N, d_in], zeros to add to; null, as are all below, if only that of x is asked for
     float* in_bias;   // [T, N], likewise
     float* out;       // [T, B * N, d_out], likewise
     float* constant;  // [T, leaves, d_out], likewise, or null

@@ -168,7 +168,7 @@ def call_all(x, bias, weights):
     """The three ops as torch would call them for CUDA tensors."""
     y, logits, leaf = cuda._cmm(x, *weights, "relu")
     z = cuda._cmm_inference(x, bias, *weights, *Scales(), "relu")
-    return [y, logits, leaf, z, *cuda._cmm_backward(y, logits, x, *weights, logits, leaf, "relu")]
+    return [y, logits, leaf, z, *cuda._cmm_backward(y, logits, x, *weights, logits, leaf, "relu", True)]
 
 
 def call_reference(x, bias, weights):
