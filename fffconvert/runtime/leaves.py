@@ -83,9 +83,11 @@ def _by_leaf(x: Tensor, weight: Tensor, bias: Tensor | None, at: Sequence[tuple[
     """Multiply each leaf's tokens by its matrix, [T, leaves, m, n]: [tokens, n] to [tokens, m]."""
     y = x.new_empty(len(x), weight.shape[2])
     for place, part in at:
-        torch.mm(x[part], weight[place].to(x.dtype).T, out=y[part])
-        if bias is not None:
-            y[part] += bias[place].to(x.dtype)
+        rows = weight[place].to(x.dtype).T
+        if bias is None:
+            torch.mm(x[part], rows, out=y[part])
+        else:
+            torch.addmm(bias[place].to(x.dtype), x[part], rows, out=y[part])
     return y
 
 
