@@ -74,18 +74,22 @@ def test_linear_maps_can_be_int8(small, tmp_path):
 
 
 @built
-def test_causal_models_with_gated_leaves_export_too(tmp_path):
+@pytest.mark.parametrize(("sparsity", "standard"), [(0.0, False), (0.4, False), (0.4, True)])
+def test_causal_models_with_gated_leaves_export_too(tmp_path, sparsity, standard):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
     )
     model = transformers.LlamaForCausalLM(config).eval()
     (site,) = locate(model)
-    spec = FFFSpec(32, 32, 2, trees=2, branch_outputs=True, leaf_width=2, leaf_gated=True, activation="silu")
-    surgery.replace(model, {site: FFFLayer(spec)})
-    export_onnx(model, tmp_path / "m.onnx")
+    shape = {"leaf_width": 4, "leaf_gated": True, "leaf_sparsity": sparsity}
+    layer = FFFLayer(FFFSpec(32, 32, 2, trees=2, branch_outputs=True, activation="silu", **shape))
+    if sparsity:
+        torch.nn.init.constant_(layer.fff_leaf_threshold, 0.1)
+    surgery.replace(model, {site: layer})
+    export_onnx(model, tmp_path / "m.onnx", standard=standard)
     inputs = {"input_ids": batch(50)["input_ids"], "attention_mask": torch.ones(3, 21, dtype=torch.int64)}
-    (found,) = session(tmp_path / "m.onnx", operator=True).run(None, arrays(inputs))
+    (found,) = session(tmp_path / "m.onnx", operator=not standard).run(None, arrays(inputs))
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), model(**inputs).logits, rtol=1e-3, atol=1e-4)
     assert model.config.use_cache  # as it was
