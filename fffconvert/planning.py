@@ -31,6 +31,8 @@ SHARES = (0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75)
 PATHS = ({"depth": 0}, {"depth": 5}, {"depth": 8})
 """Layers without leaves that are measured: a single neuron stands for a block that is deleted."""
 LEAF_DEPTH = 4
+SPARSITIES = (0.3, 0.4, 0.5, 0.7, 0.9)
+"""Shares of its neurons that a block kept whole skips."""
 PROBE_BATCHES = 4
 
 
@@ -39,13 +41,13 @@ class Choice:
     """One layer that a block can become.
 
     Attributes:
-        shape: Fields of `FFFSpec` that make it: depth, trees, trunk, leaf_width.
+        shape: Fields of `FFFSpec` that make it: depth, trees, trunk, leaf_width, leaf_sparsity.
         macs: Multiply-adds per token.
         error: 1 - R² per token on held-out text.
         parameters: What it stores.
     """
 
-    shape: dict[str, int]
+    shape: dict[str, float]
     macs: int
     error: float
     parameters: int
@@ -220,16 +222,17 @@ def plot(path: Path, curves: Sequence[Curve], chosen: Mapping[str, Choice]) -> N
     figure.savefig(path)
 
 
-def _shapes(site: FFNSite) -> list[dict[str, int]]:
+def _shapes(site: FFNSite) -> list[dict[str, float]]:
     """Shapes to measure, as fields of `FFFSpec`."""
-    shapes = [dict(shape) for shape in PATHS]
+    shapes: list[dict[str, float]] = [dict(shape) for shape in PATHS]
     for share in SHARES:
         width = round(share * site.d_hidden)
         if width > LEAF_DEPTH + 1:
             # Wide leaves need few regions: fewer are kept, so that storage stays in bounds.
             depth = max(d for d in range(LEAF_DEPTH + 1) if d == 0 or share * 2 ** (d + 1) <= 4)
             shapes.append({"depth": depth, "leaf_width": width - depth - 1})
-    return shapes
+    whole = {"depth": 0, "leaf_width": site.d_hidden}
+    return [*shapes, *({**whole, "leaf_sparsity": sparsity} for sparsity in SPARSITIES)]
 
 
 def _choice(
@@ -244,7 +247,7 @@ def _choice(
         spec,
         trees=1,
         trunk=0,
-        **{"leaf_width": 0, **shape},
+        **{"leaf_width": 0, "leaf_sparsity": 0.0, **shape},
         leaf_gated=leaves and site.gated,
         branch_outputs=True,
     )

@@ -94,6 +94,7 @@ def test_measured_plans_convert_the_model(name: str, tmp_path: Path):
         macs, errors = zip(*((choice.macs, choice.error) for choice in found.choices), strict=True)
         assert list(macs) == sorted(macs)
         assert list(errors) == sorted(errors, reverse=True)
+        assert "leaf_sparsity" in found.choices[-1].shape  # nothing comes nearer to the block than itself
     chosen = spend(curves, budget=0.5)
     planning.write_plan(tmp_path / "plan.yaml", name, curves, chosen)
     shapes = read_shapes(tmp_path / "plan.yaml")

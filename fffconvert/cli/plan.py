@@ -80,7 +80,7 @@ def plan(
         rows = [
             {
                 "name": curve.name,
-                **{"trees": 1, "trunk": 0, "leaf_width": 0, **chosen[curve.name].shape},
+                **{"trees": 1, "trunk": 0, "leaf_width": 0, "leaf_sparsity": 0.0, **chosen[curve.name].shape},
                 "active_fraction": chosen[curve.name].macs / curve.macs,
                 "expected_error": chosen[curve.name].error,
                 "parameters": chosen[curve.name].parameters,

@@ -151,6 +151,8 @@ def routing(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def plan(rows: Iterable[Mapping[str, Any]]) -> Table:
     """What each block is to become, from the `blocks` of `plan --json`."""
+    from fffconvert.plan import leaf_in_words
+
     table = _table(
         "plan",
         ("name", "trees", "trunk", "leaf", "MACs", "expected error", "sensitivity", "parameters"),
@@ -161,7 +163,7 @@ def plan(rows: Iterable[Mapping[str, Any]]) -> Table:
             row["name"],
             f"{row['trees']}x{row['depth']}",
             str(row["trunk"]),
-            str(row["leaf_width"]),
+            leaf_in_words(row["leaf_width"], row["leaf_sparsity"]),
             f"{row['active_fraction']:.1%}",
             f"{row['expected_error']:.3f}",
             f"{row['sensitivity']:.2g}",

@@ -52,7 +52,7 @@ SEQUENCE, CAUSAL_SEQUENCE = 128, LENGTH
 """Longest calibration sequences: as long as those that the models are measured on."""
 REACTION_WIDTH = 128
 CAUSAL_SHAPES: dict[str, dict[str, Any]] = {
-    "25 % removed": {"depth": 0, "leaf_width": 1536, "leaf_sparsity": 0.3763},
+    "25 % removed": {"depth": 0, "leaf_width": 1536, "leaf_sparsity": 0.382},
     "25 % removed, leaves": {"depth": 0, "leaf_width": 1151},
     "75 % removed": {"depth": 2, "leaf_width": 381},
 }
