@@ -104,14 +104,14 @@ class LeafFit:
         z = z * self.scale
         candidates = self._candidates(x, residual, weight)
         own, taken = self.neurons[candidates], len(candidates)
-        moments = self._moments(candidates, own, x, z, residual, weight, whole)
+        moments = self._ridge_moments(candidates, own, x, z, residual, weight, whole)
         least = math.ceil(self.sparsity * self.width / MOST_SKIPPED)
         chosen, directions = _choose(moments.second, moments.cross, taken, self.width, least)
         picked = candidates[chosen]
         own = own[chosen]
         if self.sparsity and len(picked):
             own = self._sparse(own, x, weight)
-            moments = self._moments(picked, own, x, z, residual, weight, whole)
+            moments = self._ridge_moments(picked, own, x, z, residual, weight, whole)
             chosen, taken = torch.arange(len(picked)), len(picked)
         # What the leaf's neurons are made of: columns over those of the moments and z.
         made = torch.zeros(len(moments.second), len(chosen) + directions.shape[1], dtype=torch.float64)
@@ -139,7 +139,7 @@ class LeafFit:
         x, weight = _sample(RANKING_TOKENS, x, weight)
         return neurons.sparse(x, weight, min(1.0, self.sparsity * self.width / len(neurons)))
 
-    def _moments(
+    def _ridge_moments(
         self,
         at: Tensor,
         neurons: Neurons,
