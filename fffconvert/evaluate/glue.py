@@ -147,6 +147,7 @@ def fine_tune(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        trainer.args.train_sampling_strategy = "random"  # grouped, rows to predict would lose their order too
         answers = trainer.predict(_encoded(dev, task, tokenizer, classifier)).predictions
     answers = answers[0] if isinstance(answers, tuple) else answers
     found = answers[:, 0] if task.labels == 1 else answers.argmax(-1)

@@ -31,7 +31,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def rows(count: int) -> list[dict[str, Any]]:
     rng = random.Random(count)
     return [
-        {"sentence": " ".join(rng.choices(("ba", "bo") if n % 2 else ("lu", "li"), k=5)), "label": n % 2}
+        {
+            "sentence": " ".join(rng.choices(("ba", "bo") if n % 2 else ("lu", "li"), k=rng.randint(2, 9))),
+            "label": n % 2,
+        }
         for n in range(count)
     ]
 
