@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import builtins
 import itertools
 import math
 import statistics
+import sys
 from typing import Any
 
 import pytest
@@ -214,14 +214,7 @@ def test_plots_are_checked_before_anything_runs(tmp_path, monkeypatch):
         LayerBench(plot=tmp_path / "plot.txt")
     with pytest.raises(FFFError, match="its folder does not exist"):
         LayerBench(plot=tmp_path / "none/plot.png")
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name == "matplotlib":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(FFFError, match=r"pip install 'fffconvert\[plots\]'"):
         LayerBench(plot=tmp_path / "plot.png")
 
