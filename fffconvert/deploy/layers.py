@@ -15,9 +15,10 @@ from fffconvert import hub, surgery
 from fffconvert.deploy.rest import check_rest, fast_attention, int8_rest
 from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
+from fffconvert.fit.diagnose import skipped_share
 from fffconvert.locate import locate
 from fffconvert.locate.inputs import example_inputs
-from fffconvert.runtime import Inference
+from fffconvert.runtime import Inference, cmm
 from fffconvert.runtime.backends import backends
 from fffconvert.runtime.heap import keep_freed_memory
 from fffconvert.runtime.rows import ROW_DTYPES
@@ -27,6 +28,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 FASTER = 0.05
 """Another row type must save about this share of the time: it costs memory, and times are noisy."""
+SAMPLE, SIZES = 64, tuple(2.0**power for power in range(-8, 9))
+"""Tokens and sizes with which the size of inputs is found at which a sparse layer skips what it should."""
 TOLERANCE = 0.01
 """Largest relative error (root mean square) for which `dtype="auto"` takes smaller rows."""
 
@@ -195,7 +198,23 @@ def _inputs(layer: FFFLayer) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     like = layer.fff_bias
     drawn = (torch.randn(tokens, layer.spec.d_in, generator=generator) for tokens in TOKENS)
-    return [x.to(like.device, like.dtype) for x in drawn]
+    size = _typical_size(layer)
+    return [(size * x).to(like.device, like.dtype) for x in drawn]
+
+
+@torch.no_grad()
+def _typical_size(layer: FFFLayer) -> float:
+    """The size of random inputs; of a sparse layer such that they skip about as many neurons as text does."""
+    if not layer.spec.leaf_sparsity:
+        return 1.0
+    drawn = torch.randn(SAMPLE, layer.spec.d_in, generator=torch.Generator().manual_seed(0))
+
+    def off(size: float) -> float:
+        x = (size * drawn).to(layer.fff_bias)
+        _, _, leaf = cmm(x, layer.weights, layer.spec.activation)
+        return abs(skipped_share(layer, x, leaf) - layer.spec.leaf_sparsity)
+
+    return min(SIZES, key=off)
 
 
 @torch.inference_mode()

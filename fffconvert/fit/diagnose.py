@@ -73,7 +73,7 @@ def diagnose(layer: FFFLayer, x: Tensor, y: Tensor) -> Diagnostics:
         routing_entropy=entropy / spec.trees,
         dead_node_share=dead / spec.trees,
         path_balance=balance / spec.trees,
-        skipped_share=_skipped(layer, x, leaf),
+        skipped_share=skipped_share(layer, x, leaf),
         margins=(low, middle, high),
     )
 
@@ -85,7 +85,8 @@ def outputs(module: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([module(part) for part in torch.split(x, CHUNK)])
 
 
-def _skipped(layer: FFFLayer, x: Tensor, leaf: Tensor) -> float:
+@torch.no_grad()
+def skipped_share(layer: FFFLayer, x: Tensor, leaf: Tensor) -> float:
     """The share of neurons that tokens [tokens, d_in] skip in the leaves [tokens, T] that they reach."""
     block, act = layer.weights.leaf_block, ACTIVATIONS[layer.spec.activation].fn
     if block is None or block.threshold is None:

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 import fffconvert as fff
 from fffconvert.cli import app
 from fffconvert.errors import FFFError
+from fffconvert.fit.diagnose import skipped_share
 from fffconvert.plan import FFFSpec
-from fffconvert.runtime import cpu
+from fffconvert.runtime import cmm, cpu
 from fffconvert.tree import FFFLayer
 
 module = importlib.import_module("fffconvert.deploy.layers")
@@ -167,3 +168,16 @@ def test_the_command_lists_every_layer(tmp_path):
     layers = json.loads(done.stdout)["layers"]
     assert [layer["dtype"] for layer in layers] == ["int8", "int8"]
     assert all(layer["dense_microseconds"] is None for layer in layers)
+
+
+def test_a_sparse_layer_is_timed_on_inputs_that_skip_what_text_does():
+    layer = FFFLayer(FFFSpec(16, 16, 1, leaf_width=32, leaf_sparsity=0.4, activation="relu"))
+    at_one = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.fff_leaf_in_bias.zero_()
+        layer.fff_leaf_threshold.fill_(4.0)  # inputs of size 1 hardly pass it
+    _, _, leaf = cmm(at_one, layer.weights, "relu")
+    assert skipped_share(layer, at_one, leaf) > 0.9
+    x = module._inputs(layer)[-1]
+    _, _, leaf = cmm(x, layer.weights, "relu")
+    assert skipped_share(layer, x, leaf) < 0.65
