@@ -56,7 +56,7 @@ struct Matrix {
 };
 
 struct Case {
-    int64_t trees, depth, branches, width, gated, d_in, d_out;
+    int64_t trees, depth, branches, width, gated, sparse, d_in, d_out;
     int64_t nodes = (int64_t(2) << depth) - 1, leaves = nodes + 1;
     Matrix in{trees * nodes, d_in, 2}, out{trees * nodes * branches, d_out};
     Matrix constant{branches == 2 ? trees * leaves : 0, d_out};
@@ -65,6 +65,7 @@ struct Case {
     std::vector<float> in_bias = integers<float>(trees * nodes, 2, 1), bias = integers<float>(d_out);
     std::vector<float> leaf_in_bias = integers<float>(trees * leaves * width);
     std::vector<float> leaf_gate_bias = integers<float>(trees * leaves * width);
+    std::vector<float> leaf_threshold = integers<float>(trees * leaves * width);
 
     fff_layer layer(int64_t type) const {
         return {trees,
@@ -84,6 +85,7 @@ struct Case {
                 leaf_gate.rows(type),
                 leaf_gate_bias.data(),
                 leaf_out.rows(type),
+                sparse ? leaf_threshold.data() : nullptr,
                 bias.data()};
     }
 };
@@ -117,6 +119,7 @@ void one_token(const Case& c, const float* x, float* y, float* logits, int64_t* 
         if (c.branches == 2) add(y, 1, &c.constant.wide[place * c.d_out], c.d_out);
         for (int64_t j = place * c.width; j < (place + 1) * c.width; j++) {
             float h = relu(dot(x, &c.leaf_in.wide[j * c.d_in], c.d_in) + c.leaf_in_bias[j]);
+            if (c.sparse && std::fabs(h) <= c.leaf_threshold[j]) h = 0;
             if (c.gated) h *= dot(x, &c.leaf_gate.wide[j * c.d_in], c.d_in) + c.leaf_gate_bias[j];
             add(y, h, &c.leaf_out.wide[j * c.d_out], c.d_out);
         }
@@ -211,7 +214,7 @@ int main() {
                 for (int64_t branches : {1, 2})
                     for (int64_t width : {0, 1, 5})
                         for (auto [d_in, d_out] : {std::pair<int64_t, int64_t>{1, 3}, {16, 64}, {67, 35}}) {
-                            const Case c{trees, depth, branches, width, width == 5, d_in, d_out};
+                            const Case c{trees, depth, branches, width, width == 5, width && branches == 2, d_in, d_out};
                             const std::string name = set + " " + std::to_string(trees) + "x" + std::to_string(depth) +
                                                      " leaves of " + std::to_string(width);
                             for (int64_t tokens : {0, 1, 3, 66, 270}) {
@@ -220,7 +223,7 @@ int main() {
                                 cases++;
                             }
                         }
-        const Case c{1, 6, 2, 0, 0, 40, 40};
+        const Case c{1, 6, 2, 0, 0, 0, 40, 40};
         std::vector<std::thread> callers;
         for (int i = 0; i < 4; i++)
             callers.emplace_back([&c, &set] {
