@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.subject import Subject
 from fffconvert.runtime import ACTIVATIONS, cmm, reference
+from fffconvert.runtime.weights import skip_small
 from fffconvert.surgery import FirstProjection
 from fffconvert.tree import FFFLayer
 
@@ -146,7 +147,7 @@ def every_node(layer: FFFLayer, tokens: Tensor, leaf: Tensor) -> Tensor:
                 up, bias = (part[tree].flatten(0, 1) for part in block.up)
                 hidden = act(nn.functional.linear(x, up, bias))
                 if block.threshold is not None:
-                    hidden = hidden.masked_fill(hidden.abs() <= block.threshold[tree].flatten(), 0)
+                    hidden = skip_small(hidden, block.threshold[tree].flatten())
                 if block.gate is not None:
                     gate, shift = (part[tree].flatten(0, 1) for part in block.gate)
                     hidden = hidden * nn.functional.linear(x, gate, shift)

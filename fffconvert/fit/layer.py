@@ -63,7 +63,7 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
             continue
         whole = t == 0 and not spec.trunk
         at = at[tree.order]
-        if whole and spec.leaf_width >= len(leaves.neurons):
+        if whole and leaves.entire:
             # Leaves that are the block leave the nodes nothing to add.
             state["fff_out_weight"][t] = state["fff_leaf_constant"][t] = 0
             residual.copy_(y[at] - mean)

@@ -87,6 +87,11 @@ class LeafFit:
         spread = share @ (values - share @ values).square()
         self.prior = torch.cat([spread, torch.ones_like(self.scale)]).double()
 
+    @property
+    def entire(self) -> bool:
+        """Whether a leaf holds all of the block's neurons."""
+        return self.width >= len(self.neurons)
+
     def fit(self, x: Tensor, z: Tensor, residual: Tensor, weight: Tensor, *, whole: bool = True) -> Leaf:
         """Fit one leaf to its tokens.
 
@@ -99,7 +104,7 @@ class LeafFit:
                 row near the original one; else, where something was explained before, near zero.
         """
         x, z, residual, weight = _sample(LEAF_TOKENS, x, z, residual, weight)
-        if whole and self.width >= len(self.neurons):
+        if whole and self.entire:
             return self._entire(x, residual, weight)
         z = z * self.scale
         candidates = self._candidates(x, residual, weight)

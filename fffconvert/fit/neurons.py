@@ -11,6 +11,7 @@ from torch import Tensor
 from fffconvert.errors import FFFError
 from fffconvert.locate import FFNSite
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.weights import skip_small
 
 PROBES = 16
 TOLERANCE = 1e-3
@@ -50,9 +51,7 @@ class Neurons:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Their values on x: [tokens, d_in] to [tokens, n]."""
-        values = self.activations(x)
-        if self.threshold is not None:
-            values.masked_fill_(values.abs() <= self.threshold, 0)
+        values = skip_small(self.activations(x), self.threshold)
         if self.gated:
             values *= torch.addmm(self.bias[1], x, self.rows[1].T)
         return values

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.leaves import Place, arrivals, leaf_backward
-from fffconvert.runtime.weights import LeafBlock, Scales, Weights
+from fffconvert.runtime.weights import LeafBlock, Scales, Weights, skip_small
 
 PART_BYTES = 16 << 20
 """Tokens go in parts, so that no tensor of rows gathered for them is larger (but one token always goes)."""
@@ -72,7 +72,8 @@ def forward(
     if (block := weights.leaf_block) is not None:
         for at, tokens in arrivals(path, block.out.shape[1]):
             up, gate = _leaf_hidden(x[tokens], block, at)
-            y.index_add_(0, tokens, (block.skip(act.fn(up), at) * gate) @ block.out[at].to(x.dtype))
+            a = skip_small(act.fn(up), None if block.threshold is None else block.threshold[at])
+            y.index_add_(0, tokens, (a * gate) @ block.out[at].to(x.dtype))
     return y.to(dtype), logits, path
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fffconvert.runtime.activations import ACTIVATIONS
-from fffconvert.runtime.weights import Scales, Weights
+from fffconvert.runtime.weights import Scales, Weights, skip_small
 
 
 def walk(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str) -> Tensor:
@@ -58,8 +58,7 @@ def _leaf_blocks(x: Tensor, leaf: Tensor, weights: Weights, scales: Scales, acti
     assert block is not None, "asked before"
     hidden = ACTIVATIONS[activation].fn(_project(x, leaf, block.up, scales.leaf_in_weight))
     if block.threshold is not None:
-        skipped = hidden.abs() <= F.embedding(leaf, block.threshold.flatten(0, 1)).float()
-        hidden = torch.where(skipped, torch.zeros_like(hidden), hidden)
+        hidden = skip_small(hidden, F.embedding(leaf, block.threshold.flatten(0, 1)))
     if block.gate is not None:
         hidden = hidden * _project(x, leaf, block.gate, scales.leaf_gate_weight)
     rows = _gather(block.out, scales.leaf_out_weight, leaf)

@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 
 
+def skip_small(a: Tensor, threshold: Tensor | None) -> Tensor:
+    """Activations of leaf blocks, 0 where they are no larger than their thresholds; NaN stays NaN.
+
+    Args:
+        a: [..., L]
+        threshold: What spreads to the shape of `a`; None where nothing is skipped.
+    """
+    return a if threshold is None else a.masked_fill(a.abs() <= threshold.to(a.dtype), 0)
+
+
 class LeafBlock(NamedTuple):
     """The leaf blocks' weights and biases; `gate` and `threshold` only where there are some."""
 
@@ -15,10 +25,6 @@ class LeafBlock(NamedTuple):
     gate: tuple[Tensor, Tensor] | None
     out: Tensor
     threshold: Tensor | None
-
-    def skip(self, a: Tensor, at: tuple[int, int]) -> Tensor:
-        """Set to 0 what the tokens of one leaf skip of its activations `a`: [m, L]. NaN stays NaN."""
-        return a if self.threshold is None else a.masked_fill(a.abs() <= self.threshold[at].to(a.dtype), 0)
 
 
 class Weights(NamedTuple):

@@ -16,6 +16,7 @@ from fffconvert.runtime import Weights, cmm
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.ops import gradients
 from fffconvert.runtime.reference import forward as reference_forward
+from fffconvert.runtime.weights import skip_small
 
 
 @dataclass
@@ -167,9 +168,7 @@ def _leaf_hidden(x: Tensor, weights: Weights, activation: str) -> Tensor:
         y = F.linear(x, weight.flatten(0, 2).to(x.dtype), bias.flatten().to(x.dtype))
         return y.view(-1, *shape)
 
-    hidden = ACTIVATIONS[activation].fn(affine(*block.up))
-    if block.threshold is not None:
-        hidden = hidden.masked_fill(hidden.abs() <= block.threshold.to(hidden.dtype), 0)
+    hidden = skip_small(ACTIVATIONS[activation].fn(affine(*block.up)), block.threshold)
     return hidden if block.gate is None else hidden * affine(*block.gate)
 
 

@@ -92,7 +92,7 @@ def test_sparse_leaves_skip_their_share_of_the_smallest(gated: bool, depth: int)
     kept = torch.zeros(())
     for at, rows in arrivals(leaf, layer.spec.leaves):
         a = F.silu(x[rows] @ block.up[0][at].T + block.up[1][at])
-        kept = kept + (block.skip(a, at) != 0).sum()
+        kept = kept + (a.abs() > block.threshold[at]).sum()
     assert float(kept) / (len(x) * HIDDEN) == pytest.approx(0.6, abs=0.01)
     assert diagnose(layer, x, y).skipped_share == pytest.approx(1 - float(kept) / (len(x) * HIDDEN))
     random = fit(gated, 8000, "silu", depth=depth, leaf_width=HIDDEN)[0]
