@@ -16,7 +16,7 @@ from fffconvert.runtime.backends import cpu
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 QUIET_LOAD = 0.5
-"""Load average of the last minute above which something else was running."""
+"""Load average of the last minute above which other work runs, or has just ended."""
 QUIET_JITTER = 1.15
 """80th percentile of equal pieces of work over the fastest one."""
 
@@ -61,7 +61,9 @@ def warnings(load_before: float, jitters: list[float], threads: tuple[int, ...])
     """What makes the figures doubtful, in sentences."""
     found = []
     if load_before > QUIET_LOAD:
-        found.append(f"the load was {load_before:.1f} at the start: something else was running")
+        found.append(
+            f"the load was {load_before:.1f} at the start: other work was running, or had just ended"
+        )
     if max(jitters) > QUIET_JITTER:
         found.append(f"equal pieces of work took up to {max(jitters):.2f} times the fastest: not quiet")
     if max(threads) > usable_cores():

@@ -103,6 +103,7 @@ def tasks(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Table | str]:
         controls |= dict.fromkeys(name for name in row["ci95_of"] if name != "teacher")
     shown = [name for name in controls if any(row.get(name) is not None for row in rows.values())]
     heads = ("task", "metric", "value", "95 % interval", "n", "teacher", *shown, "retained", "recovered")
+    unclear = [name for name, row in rows.items() if row["recovered_unclear"]]
     found = _table("tasks", [head.replace("_", " ") for head in heads], left=("task", "metric"))
     for name, row in rows.items():
         found.add_row(
@@ -114,7 +115,7 @@ def tasks(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Table | str]:
             number(row["teacher"]),
             *(number(row.get(control)) for control in shown),
             share(row["retained"], row["retained_ci95"]),
-            share(row["recovered"], row["recovered_ci95"]),
+            "unclear" if name in unclear else share(row["recovered"], row["recovered_ci95"]),
         )
         for other, figure in row.get("others", {}).items():
             found.add_row("", other, number(figure["value"]), interval(figure["ci95"]))
@@ -128,6 +129,11 @@ def tasks(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Table | str]:
     limits = {row["limit"] for row in rows.values()} - {None}
     if limits:
         yield f"a quick look at {max(limits)} examples of a task: not a result to report"
+    if unclear:
+        yield (
+            f"deleting all blocks costs nothing that shows on {', '.join(unclear)}: what a conversion keeps, "
+            "these tasks cannot tell"
+        )
     yield from _verdicts(rows)
 
 

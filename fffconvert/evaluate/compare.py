@@ -107,6 +107,7 @@ def row(
         "retained_ci95": None,
         "recovered": None,
         "recovered_ci95": None,
+        "recovered_unclear": False,
         "limit": limit,
         "source": source,
         "seconds": results["model"]["seconds"],
@@ -129,6 +130,9 @@ def row(
             three = [*pair, units["deleted"]]
             document["recovered"] = _number(recovered(metric, three))
             document["recovered_ci95"] = _interval(metric, three, recovered)
+            # Where deleting all blocks costs nothing that shows, a share of it means nothing.
+            ends = _interval(metric, three[1:], lost)
+            document["recovered_unclear"] = ends is None or ends[0] <= 0
     return document
 
 
@@ -142,6 +146,12 @@ def recovered(metric: Metric, units: Sequence[Units]) -> float:
     """Of what deleting the blocks takes away, the share that the model has: 1 for the teacher."""
     own, teacher, deleted = (metric.compute(part) for part in units)
     return (own - deleted) / (teacher - deleted) if teacher != deleted else math.nan
+
+
+def lost(metric: Metric, units: Sequence[Units]) -> float:
+    """By how much the teacher is better than itself with its blocks deleted: what there is to recover."""
+    teacher, deleted = (metric.compute(part) for part in units)
+    return teacher - deleted if metric.higher_is_better else deleted - teacher
 
 
 def _interval(metric: Metric, units: Sequence[Units], figure: Any = None) -> list[float] | None:

@@ -155,12 +155,15 @@ def quality(evaluation: Mapping[str, Any]) -> str:
         for name, task in tasks.items():
             called = f"{name} (first {task['limit']:,} rows only)" if task.get("limit") else name
             cells = [called, task["metric"], *(_cell(column, task.get(column)) for column in columns)]
+            if task.get("recovered_unclear"):
+                cells[-1] = "unclear"
             lines += [f"| {' | '.join(cells)} |"]
         lines += [
             "",
             "Controls of the same budget: a dense block of the same active width, the blocks deleted, random "
-            "routing. A converted model that does not beat them gained nothing by its trees. "
-            "`fffconvert report` shows more.",
+            "routing. A converted model that does not beat them gained nothing by its trees. What was "
+            "recovered is unclear where deleting the blocks costs nothing that shows. `fffconvert report` "
+            "shows more.",
         ]
     else:
         lines += ["Not measured yet: `fffconvert eval FOLDER --task sts-b` writes the figures here."]

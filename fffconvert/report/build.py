@@ -133,7 +133,8 @@ def _tiles(conversion: Conversion) -> tuple[tuple[str, str], ...]:
     if conversion.evaluation:
         for name, task in list(conversion.evaluation.tasks.items())[:2]:
             if task.retained is not None:
-                more = "" if task.recovered is None else f"; {percent(task.recovered)} recovered"
+                known = task.recovered is not None and not task.recovered_unclear
+                more = "" if not known else f"; {percent(task.recovered)} recovered"
                 tiles.append((percent(task.retained), f"retained on {name}{more}"))
     best = conversion.benchmark.best if conversion.benchmark else None
     if best is not None:

@@ -67,7 +67,8 @@ class Metrics:
 class TaskScore:
     """One task of `eval.json`: the converted model beside its teacher and the controls.
 
-    Intervals are of 95 %; `ci95_of` has those of the teacher and the controls.
+    Intervals are of 95 %; `ci95_of` has those of the teacher and the controls. What was recovered is unclear
+    where deleting all blocks costs nothing that shows.
     """
 
     metric: str
@@ -85,6 +86,7 @@ class TaskScore:
     ci95_of: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     retained_ci95: tuple[float, float] | None = None
     recovered_ci95: tuple[float, float] | None = None
+    recovered_unclear: bool = False
 
     def beats(self, control: str) -> bool | None:
         """Whether the value is better than a control's; None if one lies in the other's interval."""
@@ -105,6 +107,7 @@ class RobustnessRow:
     kind: str
     metric: str | None
     value: float | None
+    ci95: tuple[float, float] | None = None
     teacher: float | None = None
     retained: float | None = None
     routing_overlap: float | None = None

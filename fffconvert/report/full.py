@@ -26,6 +26,7 @@ from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluate import evaluate
 from fffconvert.evaluate.run import write_whole
 from fffconvert.evaluate.sweep import Grid, run_sweep
+from fffconvert.evaluate.tasks import Options, read_documents
 from fffconvert.hub.output import RECIPE
 from fffconvert.report.build import Report, check_tools, report
 from fffconvert.report.documents import BENCHMARK
@@ -102,6 +103,7 @@ def full_report(
     folder = Path(output).expanduser()
     document = {"model": model, **dataclasses.asdict(settings), "data_dir": str(settings.data_dir)}
     _check(folder, document)  # before the model is read, which takes a while
+    read_documents(Options(settings.data_dir))  # that it lacks must not come to light after the training
     kind, recipes = _plan(model, settings)
     _claim(folder, document)
     measured = []
@@ -143,20 +145,29 @@ def full_report(
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a model is for: the task that it is judged by, its fine-tuning tasks, what training matches."""
+    """What a model is for.
+
+    Attributes:
+        task: The sweep goes by it.
+        tasks: It is measured on them without training.
+        tuned: Tasks that it is fine-tuned for.
+        objectives: What training matches.
+    """
 
     task: str
+    tasks: tuple[str, ...]
     tuned: tuple[str, ...]
     objectives: Objectives
 
 
 ENCODER = _Kind(
     "sts-b",
+    ("sts", "agreement"),  # similarity hardly needs feedforward blocks; how near the teacher is, does
     ("rte", "cola"),
     Objectives(hidden_states=1.0, embedding_cosine=5.0, embedding_similarity=20.0),
 )
-MASKED = _Kind("mlm", ("rte", "cola"), Objectives(hidden_states=1.0, logits=1.0, mlm=1.0))
-CAUSAL = _Kind("perplexity", (), Objectives(hidden_states=1.0, logits=1.0, clm=1.0))
+MASKED = _Kind("mlm", ("mlm",), ("rte", "cola"), Objectives(hidden_states=1.0, logits=1.0, mlm=1.0))
+CAUSAL = _Kind("perplexity", ("perplexity",), (), Objectives(hidden_states=1.0, logits=1.0, clm=1.0))
 
 
 def _plan(model: str, settings: FullSettings) -> tuple[_Kind, dict[str, Recipe]]:
@@ -241,7 +252,7 @@ def _tasks(
 ) -> Iterator[tuple[Sequence[str], Sequence[Control], dict[str, Any]]]:
     """What is evaluated, beside which controls, with the options of each call."""
     limit = settings.limit
-    yield (["sts"] if kind is ENCODER else [kind.task]), CONTROLS, {"limit": limit}
+    yield kind.tasks, CONTROLS, {"limit": limit}
     if kind.tuned:
         yield kind.tuned, FINE_TUNED, {"limit": limit, "epochs": EPOCHS}
         yield ["sst-2"], FINE_TUNED, {"limit": min(limit or SUBSET, SUBSET), "epochs": EPOCHS}

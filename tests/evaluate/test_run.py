@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -18,7 +19,7 @@ import fffconvert as fff
 from fffconvert.cli import app
 from fffconvert.errors import FFFError
 from fffconvert.evaluate import TASKS, run
-from fffconvert.evaluate.compare import recovered, retained
+from fffconvert.evaluate.compare import lost, recovered, retained, row
 from fffconvert.evaluate.metrics import ACCURACY
 from fffconvert.evaluate.run import write_results
 
@@ -226,6 +227,26 @@ def test_shares():
     assert retained(ACCURACY, [own, teacher]) == pytest.approx(7 / 9)
     assert recovered(ACCURACY, [own, teacher, deleted]) == pytest.approx(0.5)
     assert np.isnan(recovered(ACCURACY, [own, teacher, teacher]))
+    assert lost(ACCURACY, [teacher, deleted]) == pytest.approx(0.4)
+    backwards = dataclasses.replace(ACCURACY, higher_is_better=False)
+    assert lost(backwards, [teacher, deleted]) == pytest.approx(-0.4)
+
+
+@pytest.mark.parametrize(("right", "unclear"), [(20, False), (36, False), (39, True), (40, True)])
+def test_a_share_of_nothing_is_unclear(right: int, unclear: bool):
+    results = {
+        role: {"units": [[1, float(n < count)] for n in range(40)], "facts": {}, "seconds": 0.0}
+        for role, count in {"model": 30, "teacher": 40, "deleted": right}.items()
+    }
+    assert row(TASKS["rte"], "", results, None)["recovered_unclear"] is unclear
+
+
+def test_what_is_unclear_is_said(save: Callable[..., Path], place: list[object]):
+    model, teacher = save("encoder"), save("encoder", 1)
+    options = ["--teacher", teacher, "--control", f"deleted={teacher}", *place]
+    shown = " ".join(call(model, "--task", "sts-b", *options).stdout.split())
+    assert "unclear" in shown
+    assert "deleting all blocks costs nothing that shows on sts-b" in shown
 
 
 def test_the_help_names_every_task(data: Path, save: Callable[..., Path], place: list[object]):

@@ -107,7 +107,15 @@ def evaluation() -> dict[str, Any]:
         "teacher": "somebody/encoder",
         "tasks": {
             "sts-b": task(0.79),
-            "rte": task(0.61, metric="accuracy", teacher=0.66, dense=0.62, deleted=0.55, n=277),
+            "rte": task(
+                0.61,
+                metric="accuracy",
+                teacher=0.66,
+                dense=0.62,
+                deleted=0.65,
+                n=277,
+                recovered_unclear=True,
+            ),
             "cola": task(0.30, metric="matthews", teacher=0.45, dense=0.36, deleted=0.05, n=100, limit=100),
             "mlm": task(
                 3.1,
@@ -199,7 +207,7 @@ def bench() -> dict[str, Any]:
             }
             for name, ms in (("torch", 12.0), ("fffconvert", 1.1))
         ],
-        "warnings": ["the load was 3.1 at the start: something else was running"],
+        "warnings": ["the load was 3.1 at the start: other work was running, or had just ended"],
     }
 
 

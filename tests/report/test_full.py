@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import random
+import shutil
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -107,10 +108,10 @@ def test_is_made_by_one_call_and_goes_on_after_it_was_stopped(
     assert not done.page.missing
     for name in ("paths-trained", "leaves-trained"):
         tasks = json.loads((tmp_path / "out" / name / "eval.json").read_text())["tasks"]
-        assert {"sts-b", "rte", "cola", "sst-2"} <= set(tasks)
-        assert all(
-            tasks["sts-b"][key] is not None for key in ("teacher", "dense", "deleted", "random_routing")
-        )
+        assert {"sts-b", "agreement", "rte", "cola", "sst-2"} <= set(tasks)
+        controls = ("dense", "deleted", "random_routing")
+        assert all(tasks[task][key] is not None for task in ("sts-b", "agreement") for key in controls)
+        assert tasks["sts-b"]["teacher"] is not None
         card = (tmp_path / "out" / name / "README.md").read_text()
         assert "| sts-b (first 8 rows only) | spearman |" in card
     assert len(json.loads((tmp_path / "out/sweep/sweep.json").read_text())["rows"]) == 2
@@ -127,13 +128,15 @@ def run(*arguments: object) -> Any:
         (("--limit", "5"), "--limit belongs to --full"),
         (("--full", "--data-dir", "{empty}", "-o", "{out}"), "name text to fit on with --calibration"),
         (("--full", "--data-dir", "{data}", "-o", "{empty}/.."), "exists and holds no full report"),
+        (("--full", "--data-dir", "{no_text}", "-o", "{out}"), "has no text/wikitext2"),
     ],
 )
 def test_refuses_bad_input_in_one_line(
     model: str, data: Path, tmp_path: Path, arguments: tuple[str, ...], reason: str
 ):
     (tmp_path / "empty").mkdir()
-    places = {"empty": tmp_path / "empty", "data": data, "out": tmp_path / "out"}
+    no_text = shutil.copytree(data, tmp_path / "no_text", ignore=shutil.ignore_patterns("wikitext2"))
+    places = {"empty": tmp_path / "empty", "data": data, "no_text": no_text, "out": tmp_path / "out"}
     done = run(model, *(argument.format(**places) for argument in arguments))
     assert done.exit_code == 2, done.output
     assert done.stdout == ""

@@ -116,6 +116,8 @@ def test_says_plainly_where_a_control_is_not_beaten(html: str, folder: Path):
     assert "same active width” and the conversion cannot be told apart on rte (0.610 against 0.620)" in text
     assert "blocks deleted” is beaten on sts-b (0.790 against 0.740)" in text
     assert "first 100 only" in text
+    assert "Deleting all blocks costs nothing that shows on rte:" in text
+    assert text.count("unclear") == 2  # in the row of rte, and where recovered is explained
 
 
 def test_words_of_a_vocabulary_do_no_harm(html: str, folder: Path):
@@ -235,6 +237,7 @@ def test_the_card_carries_the_same_figures(tmp_path: Path):
         in after
     )
     assert "cola (first 100 rows only)" in after
+    assert re.search(r"\| rte \|.*\| unclear \|$", after, re.MULTILINE)
     assert "My own words." in after
     assert after[: after.index(QUALITY_STARTS)] == before[: before.index(QUALITY_STARTS)]
     assert after[after.index(QUALITY_ENDS) :].startswith(before[before.index(QUALITY_ENDS) :])

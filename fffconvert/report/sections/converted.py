@@ -144,8 +144,8 @@ def _table(blocks: Sequence[Block]) -> Table:
     )
 
 
-def _key(block: Block) -> tuple[int, int, int, int]:
-    return block.trees, block.depth, block.trunk, block.leaf_width
+def _key(block: Block) -> tuple[float, ...]:
+    return block.trees, block.depth, block.trunk, block.leaf_width, block.leaf_sparsity
 
 
 def _nodes(block: Block) -> int:

@@ -47,7 +47,8 @@ def section(conversions: Sequence[Conversion]) -> Section:
         parts.append(
             Text(
                 "retained = converted / teacher; recovered = (converted - deleted) / (teacher - "
-                "deleted): 0 is a model without its feedforward blocks, 1 the original. Controls: the same "
+                "deleted): 0 is a model without its feedforward blocks, 1 the original; unclear where "
+                "deleting the blocks costs nothing that shows. Controls: the same "
                 "model with a dense block of the same active width, with its blocks deleted, or with "
                 "hyperplanes drawn at random, each trained equally."
             )
@@ -69,6 +70,15 @@ def findings(conversion: Conversion) -> list[Finding]:
                 words = f"{name} ({number(task.value)} against {number(other)})"
                 groups[task.beats(control)].append(words)
         found += _judged(control, groups)
+    blunt = [name for name, task in tasks.items() if task.recovered_unclear]
+    if blunt:
+        found.append(
+            Finding(
+                "open",
+                f"Deleting all blocks costs nothing that shows on {', '.join(blunt)}: what a conversion "
+                "keeps, these tasks cannot tell.",
+            )
+        )
     unknown = [name for name in JUDGED if all(getattr(task, name) is None for task in tasks.values())]
     if unknown and tasks:
         called = "” and “".join(CONTROLS[name][0] for name in unknown)
@@ -109,7 +119,7 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
                 number(task.deleted),
                 number(task.random_routing),
                 _share(task.retained, task.retained_ci95),
-                _share(task.recovered, task.recovered_ci95),
+                "unclear" if task.recovered_unclear else _share(task.recovered, task.recovered_ci95),
                 whole(task.n),
             )
         )
