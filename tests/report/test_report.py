@@ -110,6 +110,15 @@ def test_figures_are_those_of_the_documents(html: str):
         assert expected in text
 
 
+def test_inputs_without_a_teacher_have_no_row_in_the_picture_of_what_is_retained(html: str):
+    retained = [
+        picture for picture in re.findall("<svg.*?</svg>", html, re.DOTALL) if "retains of" in picture
+    ]
+    assert len(retained) == 1
+    assert "tweets" in retained[0]
+    assert "statutes" not in retained[0]
+
+
 def test_says_plainly_where_a_control_is_not_beaten(html: str, folder: Path):
     text = " ".join(" ".join(check(html).text).split())
     assert "is not beaten on cola (0.300 against 0.360): the trees bought nothing there" in text

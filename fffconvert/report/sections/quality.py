@@ -110,10 +110,8 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
     for name, task in tasks.items():
         rows.append(
             (
-                name + (f" (first {task.limit:,} only)" if task.limit else ""),
-                task.metric,
-                number(task.value),
-                interval(task.ci95),
+                name + (f" (first {task.limit:,} only)" if task.limit else "") + f"\n{task.metric}",
+                number(task.value) + (f"\n({interval(task.ci95)})" if task.ci95 else ""),
                 number(task.teacher),
                 number(task.dense),
                 number(task.deleted),
@@ -126,9 +124,7 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
     return Table(
         (
             "task",
-            "metric",
-            "converted",
-            "95 % interval",
+            "converted (95\u00a0%)",
             "teacher",
             "dense",
             "deleted",
@@ -138,12 +134,11 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
             "n",
         ),
         tuple(rows),
-        left=2,
     )
 
 
 def _share(value: float | None, bounds: tuple[float, float] | None) -> str:
-    return percent(value) + (f" ({percent(bounds[0])} to {percent(bounds[1])})" if bounds else "")
+    return percent(value) + (f"\n({percent(bounds[0])} to {percent(bounds[1])})" if bounds else "")
 
 
 def _figures(tasks: dict[str, TaskScore], name: str) -> list[Figure]:

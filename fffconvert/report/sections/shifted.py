@@ -42,7 +42,8 @@ def robustness(conversions: Sequence[Conversion]) -> Section:
                 "What the converted model retains of its teacher on shifted inputs. Marks tell the kind of "
                 "shift; the vertical line is the teacher itself."
             )
-            parts.append(Figure(_retained(found.rows, f"robustness{index}", caption), caption))
+            known = [row for row in found.rows if row.retained is not None]
+            parts.append(Figure(_retained(known, f"robustness{index}", caption), caption))
         if any(row.routing_overlap is not None for row in found.rows):
             caption = (
                 "How far the shifted inputs take the paths of the model's own domain (1: the same use of the "
@@ -144,19 +145,14 @@ def _retained(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
         axes = figure.add_subplot(xlabel="retained, converted / teacher")
         axes.axvline(1, color=INK, linewidth=1)
         for kind in kinds:
-            points = [
-                (row.retained, y)
-                for y, row in enumerate(rows)
-                if row.kind == kind and row.retained is not None
-            ]
-            if points:
-                index = kinds.index(kind)
-                axes.plot(
-                    *zip(*points, strict=True),
-                    MARKERS[index % len(MARKERS)],
-                    color=SERIES[index % len(SERIES)],
-                    label=kind,
-                )
+            points = [(row.retained, y) for y, row in enumerate(rows) if row.kind == kind]
+            index = kinds.index(kind)
+            axes.plot(
+                *zip(*points, strict=True),
+                MARKERS[index % len(MARKERS)],
+                color=SERIES[index % len(SERIES)],
+                label=kind,
+            )
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         figure.legend(loc="outside upper left", ncols=3)
