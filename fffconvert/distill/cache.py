@@ -116,7 +116,7 @@ def build_cache(
     firsts = np.cumsum([0, *map(len, parts)])
     draws = [Draws(part, len(part), int(first)) for part, first in zip(parts, firsts, strict=False)]
     all_draws: Any = torch.utils.data.ConcatDataset(draws)
-    lengths = np.concatenate([np.asarray(part["length"]) for part in parts])
+    lengths = np.concatenate([np.asarray(part["length"][:]) for part in parts])
     order = np.argsort(lengths, kind="stable")
     partial = folder / f".{path.name}.partial-{os.getpid()}"
     try:

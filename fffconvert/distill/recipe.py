@@ -80,7 +80,7 @@ class Data:
         train: Local .txt (a text per line), .jsonl, .json, .csv or .parquet files, also as .gz, or names of
             `datasets`, as NAME or NAME:CONFIG.
         evaluation: The same, for the evaluation; by default rows held out of `train`.
-        held_out: Share of the rows to hold out, at most 2,000.
+        held_out: Share of the rows to hold out, at most 2,000, and as many sequences of them.
         text: Columns with text. With a label they form one input (a pair), else each is a text of its own.
         label: Column with a class or a number; only for tasks.
         unit: A document or a sentence as one sequence.

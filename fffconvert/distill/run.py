@@ -34,6 +34,7 @@ from fffconvert.distill.data import (
     Draws,
     content_hash,
     read_rows,
+    some_held_out,
     split_rows,
     token_sequences,
 )
@@ -283,11 +284,11 @@ def _sequences(
         rows = read_rows(data.train, data)
     held_out: Any = None
     if data.evaluation:
-        held_out = read_rows(data.evaluation, dataclasses.replace(data, streaming=False))
+        named = read_rows(data.evaluation, dataclasses.replace(data, streaming=False))
+        held_out = token_sequences(named, tokenizer, data, length)
     elif isinstance(rows, Dataset) and data.held_out:
-        rows, held_out = split_rows(rows, data, recipe.seed)
-    if held_out is not None:
-        held_out = token_sequences(held_out, tokenizer, data, length)
+        rows, split = split_rows(rows, data, recipe.seed)
+        held_out = some_held_out(token_sequences(split, tokenizer, data, length))
     if isinstance(rows, IterableDataset):
         rows = rows.shuffle(recipe.seed, buffer_size=WINDOW)
     return token_sequences(rows, tokenizer, data, length), held_out
@@ -306,7 +307,7 @@ def _arguments(
     steps = stage.steps
     if not steps and isinstance(train, Dataset):
         per_step = _step_size(TrainingArguments(**common, **options))
-        tokens = sum(train["length"]) / len(train)
+        tokens = sum(train["length"][:]) / len(train)
         wanted = stage.tokens / tokens if stage.tokens else stage.epochs * len(train)
         steps = max(1, int(wanted / per_step))
     every = min(steps, stage.eval_steps or -(-steps // 10))

@@ -77,7 +77,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         group = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         group *= self.args.world_size
         bucket = self.recipe.data_of(self.stage).layout is Layout.BUCKET
-        lengths = dataset.sequences["length"]
+        lengths = dataset.sequences["length"][:]
         return LengthBuckets(lengths, len(dataset), group, self.args.data_seed, bucket=bucket)
 
     def get_batch_samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fffconvert.distill.data import Collate, Draws, LengthBuckets, content_hash, read_rows, token_sequences
+from fffconvert.distill.data import (
+    Collate,
+    Draws,
+    LengthBuckets,
+    content_hash,
+    read_rows,
+    some_held_out,
+    token_sequences,
+)
 from fffconvert.distill.recipe import Data, Layout, Unit
 from fffconvert.errors import FFFError
 
@@ -80,6 +89,14 @@ def test_long_texts_give_several_sequences_and_lose_nothing(tokenizer):
 def test_sentences_are_sequences_of_their_own(tokenizer):
     found = cut(tokenizer, Data(unit=Unit.SENTENCE, shortest=1), [TEXTS[0]])
     assert found == [tokenizer(part).input_ids for part in ("ba be bi.", "Bo bu ca ce.")]
+
+
+def test_few_long_rows_hold_out_no_more_sequences_than_rows_are_held_out():
+    many, few = (Dataset.from_dict({"input_ids": [[n] for n in range(count)]}) for count in (9001, 2000))
+    held_out = [ids for (ids,) in some_held_out(many)["input_ids"]]
+    assert (len(held_out), held_out[0], held_out[-1]) == (2000, 0, 9000)
+    assert {4, 5} == {after - before for before, after in itertools.pairwise(held_out)}
+    assert some_held_out(few) is few
 
 
 def test_packed_sequences_have_one_length_and_no_padding(tokenizer):
