@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
-from fffconvert.distill.data import Draws
+from fffconvert.distill.data import Draws, lengths_of
 from fffconvert.distill.distiller import LiveTeacher, wanted_by
 from fffconvert.distill.recipe import Kind, Objectives, Stage
 from fffconvert.distill.signals import Signals, TopLogits, Wanted, pooled
@@ -116,7 +116,7 @@ def build_cache(
     firsts = np.cumsum([0, *map(len, parts)])
     draws = [Draws(part, len(part), int(first)) for part, first in zip(parts, firsts, strict=False)]
     all_draws: Any = torch.utils.data.ConcatDataset(draws)
-    lengths = np.concatenate([np.asarray(part["length"][:]) for part in parts])
+    lengths = np.concatenate([lengths_of(part) for part in parts])
     order = np.argsort(lengths, kind="stable")
     partial = folder / f".{path.name}.partial-{os.getpid()}"
     try:

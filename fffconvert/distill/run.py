@@ -33,6 +33,7 @@ from fffconvert.distill.data import (
     Collate,
     Draws,
     content_hash,
+    lengths_of,
     read_rows,
     some_held_out,
     split_rows,
@@ -307,7 +308,7 @@ def _arguments(
     steps = stage.steps
     if not steps and isinstance(train, Dataset):
         per_step = _step_size(TrainingArguments(**common, **options))
-        tokens = sum(train["length"][:]) / len(train)
+        tokens = int(lengths_of(train).sum()) / len(train)
         wanted = stage.tokens / tokens if stage.tokens else stage.epochs * len(train)
         steps = max(1, int(wanted / per_step))
     every = min(steps, stage.eval_steps or -(-steps // 10))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from fffconvert.distill.data import Draws, LengthBuckets
+from fffconvert.distill.data import Draws, LengthBuckets, lengths_of
 from fffconvert.distill.distiller import Distiller
 from fffconvert.distill.recipe import Layout, Recipe, Schedule, Stage
 from fffconvert.errors import FFFError
@@ -77,8 +77,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         group = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         group *= self.args.world_size
         bucket = self.recipe.data_of(self.stage).layout is Layout.BUCKET
-        lengths = dataset.sequences["length"][:]
-        return LengthBuckets(lengths, len(dataset), group, self.args.data_seed, bucket=bucket)
+        return LengthBuckets(
+            lengths_of(dataset.sequences), len(dataset), group, self.args.data_seed, bucket=bucket
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

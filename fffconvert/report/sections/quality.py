@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fffconvert.report.documents import Conversion, TaskScore
@@ -15,7 +15,6 @@ from fffconvert.report.page import (
     Section,
     Table,
     Text,
-    interval,
     number,
     percent,
     whole,
@@ -111,13 +110,15 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
         rows.append(
             (
                 name + (f" (first {task.limit:,} only)" if task.limit else "") + f"\n{task.metric}",
-                number(task.value) + (f"\n({interval(task.ci95)})" if task.ci95 else ""),
+                _bounded(task.value, task.ci95, number),
                 number(task.teacher),
                 number(task.dense),
                 number(task.deleted),
                 number(task.random_routing),
-                _share(task.retained, task.retained_ci95),
-                "unclear" if task.recovered_unclear else _share(task.recovered, task.recovered_ci95),
+                _bounded(task.retained, task.retained_ci95, percent),
+                "unclear"
+                if task.recovered_unclear
+                else _bounded(task.recovered, task.recovered_ci95, percent),
                 whole(task.n),
             )
         )
@@ -137,8 +138,11 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
     )
 
 
-def _share(value: float | None, bounds: tuple[float, float] | None) -> str:
-    return percent(value) + (f"\n({percent(bounds[0])} to {percent(bounds[1])})" if bounds else "")
+def _bounded(
+    value: float | None, bounds: tuple[float, float] | None, show: Callable[[float | None], str]
+) -> str:
+    """A figure with its interval on the line below."""
+    return show(value) + (f"\n({show(bounds[0])} to {show(bounds[1])})" if bounds else "")
 
 
 def _figures(tasks: dict[str, TaskScore], name: str) -> list[Figure]:
