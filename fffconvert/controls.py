@@ -73,7 +73,6 @@ def make_control(folder: str | Path, control: Control) -> hub.Loaded:
     )
     layers = {name: converted.get_submodule(place) for name, place in layer_names(converted).items()}
     stream = ActivationStream(base.model, prepared.sites, prepared.batches)
-    specs: dict[FFNSite, FFFSpec] = {}
     for site in tqdm(prepared.sites, desc=control.value, unit="block", disable=None):
         x, layer = torch.cat(stream.inputs(site)), layers[site.name]
         assert isinstance(layer, FFFLayer)
@@ -81,8 +80,7 @@ def make_control(folder: str | Path, control: Control) -> hub.Loaded:
             made = _control_layer(site, layer, control, x)
         made.spec = replace(made.spec, feature_axis=layer.spec.feature_axis)
         surgery.replace(base.model, {site: made})
-        specs[site] = made.spec
-    hub.mark_converted(base.model, specs, str(recipe["model"]))
+    hub.mark_converted(base.model, str(recipe["model"]))
     return base
 
 

@@ -286,8 +286,7 @@ def fit_blocks(model: nn.Module, prepared: Prepared, kept: KeptLayers | None = N
                 surgery.replace(model, {site: later.pop(site)})
         surgery.replace(model, later)
     if isinstance(model, PreTrainedModel):
-        specs = {site: prepared.specs[site.name] for site in prepared.sites}
-        hub.mark_converted(model, specs, model.config._name_or_path or None)
+        hub.mark_converted(model, model.config._name_or_path or None)
     return results
 
 
@@ -319,7 +318,7 @@ def restore(model: nn.Module) -> None:
     """
     surgery.restore(model)
     if isinstance(model, PreTrainedModel):
-        hub.unmark_converted(model)
+        hub.mark_converted(model)
 
 
 def convert_model(

@@ -6,11 +6,12 @@ first, mutation last.
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +19,30 @@ from torch import Tensor, nn
 from fffconvert.errors import FFFError, first_line
 from fffconvert.locate import FFNSite, Placement, Position, Sites, Skipped
 from fffconvert.locate.capture import evaluation, tensors_in
+from fffconvert.standins import Bypassed, FirstProjection, Handover, LastProjection, StandIn
+from fffconvert.tree import FFFLayer
 
 VERIFY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error, relative to the largest output, that rounding explains when a block is computed anew."""
 
 
-def replace(model: nn.Module, layers: Mapping[FFNSite, nn.Module]) -> None:
+def replace(
+    model: nn.Module, layers: Mapping[FFNSite, nn.Module], *, keep_originals: bool = True
+) -> None:
     """Put a module in the place of each located block. `restore` puts the originals back.
 
     Args:
         model: The model in which the blocks were located.
         layers: A module [..., d_model] to [..., d_model] for each block (features on the block's
             `feature_axis`). It takes on the training mode, device and dtype of what it replaces.
+        keep_originals: Keep the original blocks in memory as long as the model is, for `restore`.
 
     Raises:
         FFFError: A block is not where it was located; the model is unchanged.
     """
     record = install(model, {site.name: (site.placement, layer) for site, layer in layers.items()})
+    if not keep_originals:
+        return
     earlier = _replaced.setdefault(model, Replaced())
     earlier.swaps += record.swaps
     earlier.settings += record.settings
@@ -45,6 +53,68 @@ def original(model: nn.Module, layer: nn.Module) -> nn.Module | None:
     """The block whose place a layer took, as a module; None if this process did not replace it."""
     record = _replaced.get(model, Replaced())
     return next((site.dense() for placed, site in record.layers if placed is layer), None)
+
+
+class Placed(NamedTuple):
+    """An FFF layer where it stands in a model.
+
+    Attributes:
+        path: Name of the layer's own module.
+        layer: The layer.
+        placement: The modules whose places it took, by the names that they have in this model.
+        replaced_weight: Name that a weight of the original block had in this model; None for a layer that
+            was put in by hand.
+    """
+
+    path: str
+    layer: FFFLayer
+    placement: Placement
+    replaced_weight: str | None
+
+
+def layers_of(model: nn.Module) -> dict[str, Placed]:
+    """The FFF layers that stand in a model, by the names of the blocks whose places they took.
+
+    This is the one mapping from block to layer. It goes by the modules that are there, not by what a config
+    says, so it holds for whatever part of a model it is given.
+
+    Args:
+        model: Any module, in its own names.
+
+    Returns:
+        The layers in the order of the model's modules.
+    """
+    standing: dict[FFFLayer, list[tuple[str, nn.Module]]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        layer = module.computed_by if isinstance(module, StandIn) else module
+        if isinstance(layer, FFFLayer):
+            standing.setdefault(layer, []).append((path, module))
+    placed = (_placed(layer, modules) for layer, modules in standing.items())
+    return {found.placement.entry[0]: found for found in placed}
+
+
+def _placed(layer: FFFLayer, modules: list[tuple[str, nn.Module]]) -> Placed:
+    """Where a layer stands, from the paths of the layer and of what stands in for its block's modules."""
+
+    def at(kind: type[nn.Module]) -> tuple[str, ...]:
+        return tuple(path for path, module in modules if isinstance(module, kind))
+
+    first = next((module for _, module in modules if isinstance(module, FirstProjection)), None)
+    if first is None:
+        placement = Placement(Position.MODULE, at(FFFLayer), feature_axis=layer.spec.feature_axis)
+        weight, place = layer.replaced_weight, placement.entry[0]
+    else:
+        parts = {"entry": FirstProjection, "passed": Bypassed, "exit": LastProjection}
+        placement = dataclasses.replace(first.placement, **{name: at(kind) for name, kind in parts.items()})
+        last = next(module for _, module in modules if isinstance(module, LastProjection))
+        weight, place = last.replaced_weight, placement.exit[0]
+    return Placed(at(FFFLayer)[0], layer, placement, f"{place}.{weight}" if weight else None)
+
+
+def names_of(name: str, model: nn.Module) -> tuple[str, ...]:
+    """The names that a module of this name may have in a model of the same kind with or without a head."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return (name, prefix + name, name.removeprefix(prefix))
 
 
 @contextmanager
@@ -61,6 +131,7 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
+@torch.inference_mode(False)  # a layer that is moved in inference mode could never be trained
 def install(model: nn.Module, layers: Mapping[str, tuple[Placement, nn.Module]]) -> Replaced:
     """Put modules in given places, as `replace` does; for placements read from a checkpoint.
 
@@ -78,16 +149,21 @@ def install(model: nn.Module, layers: Mapping[str, tuple[Placement, nn.Module]])
     return record
 
 
+@torch.inference_mode(False)
 def restore(model: nn.Module) -> None:
     """Put back the blocks that `replace` took out of this very model.
 
+    They take on the training mode, device and dtype that the model has by now.
+
     Raises:
-        FFFError: The model holds no originals: nothing was replaced, or it is a copy or was loaded.
+        FFFError: The model holds no originals: nothing was replaced, they were not kept, or it is a copy or
+            was loaded.
     """
     record = _replaced.pop(model, None)
     if record is None or not record.swaps:
         raise FFFError(
-            "this model holds no original blocks: it is a copy, or was loaded converted; load the original"
+            "this model holds no original blocks: it is a copy, was loaded converted, or was converted with "
+            "keep_originals=False; load the original"
         )
     record.undo()
 
@@ -144,23 +220,55 @@ def _run(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
         return tensors_in(model(**inputs))
 
 
+class Swap(NamedTuple):
+    """One module that was taken out.
+
+    Attributes:
+        owner: The module that held it.
+        name: The attribute under which it did.
+        original: The module.
+        kind: Device and dtype of the layer that came, then; None for one without floating-point parameters.
+    """
+
+    owner: nn.Module
+    name: str
+    original: nn.Module
+    kind: tuple[torch.device, torch.dtype] | None
+
+
 @dataclass
 class Replaced:
     """What was taken out of a model, and the layers that stand there now."""
 
-    swaps: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+    swaps: list[Swap] = field(default_factory=list)
     settings: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     layers: list[tuple[nn.Module, FFNSite]] = field(default_factory=list)
 
     def undo(self) -> None:
         """Put everything back."""
-        for parent, name, original in reversed(self.swaps):
-            setattr(parent, name, original)
+        for swap in reversed(self.swaps):
+            _follow(swap, getattr(swap.owner, swap.name))
+            setattr(swap.owner, swap.name, swap.original)
         for owner, name, value in reversed(self.settings):
             setattr(owner, name, value)
 
 
 _replaced: weakref.WeakKeyDictionary[nn.Module, Replaced] = weakref.WeakKeyDictionary()
+
+
+def _follow(swap: Swap, current: nn.Module) -> None:
+    """Do to a module what was done meanwhile to the one in its place: mode, device, dtype."""
+    if swap.original.training != current.training:
+        swap.original.train(current.training)
+    if (kind := _kind(current)) is not None and kind != swap.kind:
+        swap.original.to(*kind)
+
+
+def _kind(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    layer = module.computed_by if isinstance(module, StandIn) else module
+    # The last parameter is a bias where there is one, and those keep the model's type when rows are halved.
+    like = next((p for p in reversed(list(layer.parameters())) if p.is_floating_point()), None)
+    return None if like is None else (like.device, like.dtype)
 
 
 def _check(model: nn.Module, name: str, placement: Placement) -> None:
@@ -171,7 +279,7 @@ def _check(model: nn.Module, name: str, placement: Placement) -> None:
             raise FFFError(
                 f"block {name}: the model has no module {path!r}; the plan belongs to another model"
             ) from None
-        if not path or isinstance(module, (FirstProjection, PassedOver, LastProjection)):
+        if not path or isinstance(module, StandIn):
             raise FFFError(f"block {name} is already replaced; restore the model first")
     if len({id(model.get_submodule(path)) for path in placement.entry}) != 1:
         raise FFFError(f"block {name}: {', '.join(placement.entry)} are not one shared module in this model")
@@ -184,17 +292,26 @@ def _install(model: nn.Module, placement: Placement, layer: nn.Module, record: R
         layer = layer.to(dtype=like.dtype) if like.is_meta else layer.to(like.device, like.dtype)
     layer.train(original.training)
     if placement.position is Position.MODULE:
+        layer.replaced_weight = _a_weight(original)
         _put(model, placement.entry, layer, record)
         return
     _keep_fused_path_away(model, placement, record)
-    slot = _Slot() if placement.position is Position.HANDOVER else None
-    _put(model, placement.entry, FirstProjection(layer, slot, placement), record)
+    handover = Handover() if placement.position is Position.HANDOVER else None
+    last = LastProjection(layer, placement, handover)
+    last.replaced_weight = _a_weight(model.get_submodule(placement.exit[0]))
+    _put(model, placement.entry, FirstProjection(layer, placement, handover), record)
     groups: dict[int, list[str]] = {}
     for path in placement.passed:
         groups.setdefault(id(model.get_submodule(path)), []).append(path)
     for paths in groups.values():
-        _put(model, tuple(paths), PassedOver(layer, slot is not None, placement), record)
-    _put(model, placement.exit, LastProjection(layer, slot), record)
+        _put(model, tuple(paths), Bypassed(layer, placement, handover), record)
+    _put(model, placement.exit, last, record)
+
+
+def _a_weight(module: nn.Module) -> str | None:
+    """Name of a weight of a module: of its last matrix, which of a whole block is the down-projection's."""
+    matrices = [name for name, parameter in module.named_parameters() if parameter.dim() > 1]
+    return matrices[-1] if matrices else None
 
 
 def _put(model: nn.Module, paths: tuple[str, ...], module: nn.Module, record: Replaced) -> None:
@@ -204,7 +321,7 @@ def _put(model: nn.Module, paths: tuple[str, ...], module: nn.Module, record: Re
         owner = model.get_submodule(parent)
         original = getattr(owner, name)
         if original is not module:  # an alias whose parent is shared too was replaced with the first
-            record.swaps.append((owner, name, original))
+            record.swaps.append(Swap(owner, name, original, _kind(module)))
             setattr(owner, name, module)
 
 
@@ -222,86 +339,3 @@ def _ancestors(model: nn.Module, path: str) -> Iterator[nn.Module]:
     for part in path.split(".")[:-1]:
         model = model.get_submodule(part)
         yield model
-
-
-class _Slot:
-    """Carries a block's result from the place of its first projection to that of its last."""
-
-    def __init__(self) -> None:
-        self.result: Tensor | None = None
-
-
-class _StandIn(nn.Module):
-    """Takes a projection's place, and answers what surrounding code asks of a projection."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self._answers = (layer,)  # in a tuple, so that its parameters are registered only once
-        self.register_forward_pre_hook(_nothing)
-
-    @property
-    def weight(self) -> Tensor | None:
-        """A parameter of the layer: code that asks wants its dtype or device."""
-        return next(self._answers[0].parameters(), None)
-
-    @property
-    def bias(self) -> None:
-        """No bias."""
-
-
-def _nothing(module: nn.Module, args: tuple[Any, ...]) -> None:
-    """Keeps the fused path of `nn.TransformerEncoderLayer` away, which modules with hooks disable."""
-
-
-class FirstProjection(_StandIn):
-    """In the place of the first up-projection: computes the whole block."""
-
-    def __init__(self, layer: nn.Module, slot: _Slot | None, placement: Placement) -> None:
-        super().__init__(layer)
-        self.layer = layer
-        self._slot = slot
-        self._placement = placement
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the block's result, or keep it for the last projection and give a tensor of no content."""
-        result: Tensor = self.layer(x)
-        if self._slot is None:
-            return result
-        self._slot.result = result
-        return _without_content(x, self._placement)
-
-
-class PassedOver(_StandIn):
-    """In the place of an activation, or of a further up-projection."""
-
-    def __init__(self, layer: nn.Module, handover: bool, placement: Placement) -> None:
-        super().__init__(layer)
-        self._handover = handover
-        self._placement = placement
-
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        """Give the input, or a tensor of no content where the block's result is kept elsewhere."""
-        return _without_content(x, self._placement) if self._handover else x
-
-
-def _without_content(x: Tensor, placement: Placement) -> Tensor:
-    shape = list(x.shape)
-    shape[placement.feature_axis] = placement.width
-    return x.new_zeros(shape)
-
-
-class LastProjection(_StandIn):
-    """In the place of the down-projection."""
-
-    def __init__(self, layer: nn.Module, slot: _Slot | None) -> None:
-        super().__init__(layer)
-        self._slot = slot
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the block's result."""
-        if self._slot is None:
-            return x
-        result, self._slot.result = self._slot.result, None
-        if result is None:
-            raise RuntimeError("the block's last projection was called before its first")
-        return result

@@ -23,6 +23,7 @@ ORDER = [
     "plan",
     "tree",
     "fit",
+    "standins",
     "surgery",
     "hub",
     "convert",

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fffconvert.hub.output import check_output, save
     from fffconvert.hub.pretrained import Loaded, load, load_random
-    from fffconvert.hub.quantizer import FFFConfig, mark_converted, unmark_converted
+    from fffconvert.hub.quantizer import FFFConfig
+    from fffconvert.hub.saving import mark_converted
 
 _HOMES = {
     "FFFConfig": "quantizer",
@@ -20,9 +21,8 @@ _HOMES = {
     "check_output": "output",
     "load": "pretrained",
     "load_random": "pretrained",
-    "mark_converted": "quantizer",
+    "mark_converted": "saving",
     "save": "output",
-    "unmark_converted": "quantizer",
 }
 __all__ = [
     "FFFConfig",
@@ -32,7 +32,6 @@ __all__ = [
     "load_random",
     "mark_converted",
     "save",
-    "unmark_converted",
 ]
 
 

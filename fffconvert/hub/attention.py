@@ -50,13 +50,17 @@ def _half(mask: Tensor | None) -> Tensor | None:
     return mask.bfloat16() if mask is not None and mask.is_floating_point() else mask
 
 
+def register() -> None:
+    """Make it known to transformers, also in a process that unpickles a model which attends so."""
+    AttentionInterface.register(NAME, bfloat16_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
 def use_bfloat16_attention(model: nn.Module) -> bool:
     """Have a model of transformers attend in bfloat16; tells whether it can. Others are left as they are."""
     if not isinstance(model, PreTrainedModel) or model.config._attn_implementation != PLAIN:
         return False
     if not model._can_set_attn_implementation():
         return False
-    AttentionInterface.register(NAME, bfloat16_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
     return bool(model.config._attn_implementation == NAME)

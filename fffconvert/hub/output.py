@@ -41,7 +41,7 @@ def save(
     Everything goes to a sibling folder first, which then takes its place.
 
     Args:
-        model: Marked with `fffconvert.hub.quantizer.mark_converted`.
+        model: The model.
         tokenizer: The model's tokenizer, if it has one.
         output: The folder to write.
         recipe: How the model was made, in plain values: `fffconvert.yaml`.

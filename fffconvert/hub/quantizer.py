@@ -2,18 +2,15 @@
 
 `config.quantization_config` holds the plan: for each block its placement, its layer's specification and the
 name of one weight that the original block had. With this, plain `from_pretrained` puts the layers in before
-the weights arrive. A tensor of size zero is stored under each of those names: transformers without
-fffconvert finds a weight of the wrong shape and stops, where it would else go on with random blocks.
+the weights arrive. `fffconvert.hub.saving` writes it.
 
 This module is imported while transformers itself is, so it imports nothing that needs a model.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -26,9 +23,6 @@ from fffconvert.errors import FFFError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-    from fffconvert.locate import FFNSite
-    from fffconvert.plan import FFFSpec
 
 METHOD = "fff"
 SCHEMA_VERSION = 1
@@ -94,7 +88,7 @@ class FFFConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 @register_quantizer(METHOD)
 class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Puts FFF layers into a model that transformers is loading, and guards the saved form."""
+    """Puts FFF layers into a model that transformers is loading."""
 
     quantization_config: FFFConfig
 
@@ -128,7 +122,7 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
         into memory weights may lie at odd addresses, which costs speed and changes the last bit.
         """
         model.is_quantized = False
-        _set_quantizer(model, self)
+        del model.hf_quantizer, model.quantization_method  # what saving needs follows from the layers
         for parameter in model.parameters():
             if parameter.data_ptr() % ALIGNMENT:
                 parameter.data = parameter.data.clone()
@@ -136,15 +130,6 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
             from fffconvert.hub.deployment import Deployment, apply
 
             apply(model, Deployment.from_dict(self.quantization_config.deployment))
-
-    def get_state_dict_and_metadata(
-        self, model: PreTrainedModel
-    ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """The weights to save, with the guards among them."""
-        state = model.state_dict()
-        for layer in self.quantization_config.modules.values():
-            state[layer["dense_weight"]] = next(model.parameters()).new_empty(0)
-        return state, {}
 
     def is_serializable(self) -> bool:
         """Converted models can be saved."""
@@ -159,50 +144,3 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
     def is_compileable(self) -> bool:
         """Converted models can be compiled."""
         return True
-
-
-def mark_converted(
-    model: PreTrainedModel, specs: Mapping[FFNSite, FFFSpec], base_model: str | None = None
-) -> None:
-    """Note in a model's config which layers it holds, so that it can be saved and loaded.
-
-    What an earlier conversion of the same model noted stays.
-
-    Args:
-        model: The converted model.
-        specs: The blocks that were replaced, and by what.
-        base_model: Name of the model that was converted.
-    """
-    modules = {
-        site.name: {
-            "placement": site.placement.to_dict(),
-            "spec": spec.to_dict(),
-            "dense_weight": site.down.parameters[0],
-        }
-        for site, spec in specs.items()
-    }
-    shared = model.config
-    earlier = getattr(shared, "quantization_config", None)
-    if isinstance(earlier, FFFConfig):
-        modules, base_model = earlier.modules | modules, earlier.base_model or base_model
-    own = copy.deepcopy(shared)  # other models, a teacher say, may have been built from the same config
-    own.quantization_config = FFFConfig(modules, base_model)
-    for module in model.modules():
-        if getattr(module, "config", None) is shared:
-            module.config = own
-    _set_quantizer(model, FFFQuantizer(own.quantization_config))
-
-
-def unmark_converted(model: PreTrainedModel) -> None:
-    """Take `mark_converted` back, once `fffconvert.surgery.restore` has put the originals in again."""
-    quantizer = getattr(model, "hf_quantizer", None)
-    if isinstance(quantizer, FFFQuantizer):
-        quantizer.remove_quantization_config(model)
-        _set_quantizer(model, None)
-
-
-def _set_quantizer(model: PreTrainedModel, quantizer: FFFQuantizer | None) -> None:
-    """Also for the models inside: saved by themselves, they need the guards as well."""
-    for module in model.modules():
-        if hasattr(module, "save_pretrained"):
-            module.hf_quantizer = quantizer

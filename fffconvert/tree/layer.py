@@ -24,6 +24,7 @@ class FFFLayer(nn.Module):
         spec: Shape and options.
         inference: Backend and row type where no gradient is asked for; never saved.
         routing: How it routes where one is; None for hard routing by the op. Never saved.
+        replaced_weight: Name, within the module whose place it took alone, of a weight that this had.
         fff_in_weight: [T, N, d_in]
         fff_in_bias: [T, N]
         fff_out_weight: [T, B * N, d_out]; B is 2 with branch outputs (row 2n + b), else 1.
@@ -41,6 +42,7 @@ class FFFLayer(nn.Module):
     Reference: arXiv 2311.10770, section 3; arXiv 2308.14711 for leaf blocks.
     """
 
+    replaced_weight: str | None = None
     fff_in_weight: nn.Parameter
     fff_in_bias: nn.Parameter
     fff_out_weight: nn.Parameter

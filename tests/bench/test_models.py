@@ -68,7 +68,7 @@ def test_a_converted_model_gives_its_own_layers(bert, tmp_path):
     sites = list(locate(bert))
     layers = {site: FFFLayer(FFFSpec(16, 16, 3, trees=2, branch_outputs=True, trunk=1)) for site in sites}
     surgery.replace(bert, layers)
-    mark_converted(bert, {site: layer.spec for site, layer in layers.items()}, "original")
+    mark_converted(bert, "original")
     model = save(bert, tmp_path)
     with pytest.raises(FFFError, match="give its width, as in --shape 16x64"):
         list(workloads(LayerBench(**QUICK, model=model)))

@@ -28,7 +28,7 @@ from zoo import ARCHITECTURES
 
 from fffconvert import surgery
 from fffconvert.errors import FFFError
-from fffconvert.hub import unmark_converted
+from fffconvert.hub import mark_converted
 from fffconvert.plan import MAX_DEPTH
 from fffconvert.tree import FFFLayer
 
@@ -154,7 +154,7 @@ def test_a_model_inside_a_converted_one_can_be_saved_by_itself(converted: Path, 
 def test_restored_models_are_saved_plain(bert: PreTrainedModel, to_converted: Convert, tmp_path: Path):
     expected = logits(bert)
     surgery.restore(to_converted(bert))
-    unmark_converted(bert)
+    mark_converted(bert)
     bert.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
     assert torch.equal(logits(BertForMaskedLM.from_pretrained(tmp_path)), expected)
