@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from torch import nn
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from fffconvert import surgery
@@ -17,8 +18,8 @@ BERT = BertConfig(
 )
 
 
-def convert(model: PreTrainedModel, depth: int = 2) -> PreTrainedModel:
-    """Replace every block by a layer with random weights, and note it in the config."""
+def convert(model: nn.Module, depth: int = 2, example_inputs: Mapping | None = None) -> nn.Module:
+    """Replace every block by a layer with random weights; a model of transformers has it in its config."""
     layers = {
         site: FFFLayer(
             FFFSpec(
@@ -31,10 +32,11 @@ def convert(model: PreTrainedModel, depth: int = 2) -> PreTrainedModel:
                 feature_axis=site.placement.feature_axis,
             )
         )
-        for site in locate(model)
+        for site in locate(model, example_inputs)
     }
     surgery.replace(model, layers)
-    mark_converted(model, "somebody/original")
+    if isinstance(model, PreTrainedModel):
+        mark_converted(model, "somebody/original")
     return model.eval()
 
 
