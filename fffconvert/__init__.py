@@ -90,11 +90,10 @@ def _register_quantizer(_: ModuleType) -> None:
     import_module("fffconvert.hub.quantizer")
 
 
-def _register_saving_and_attention(_: ModuleType) -> None:
-    import_module("fffconvert.hub.saving").wrap_save_pretrained()
-    import_module("fffconvert.hub.attention").register()
+def _teach_modeling(module: ModuleType) -> None:
+    import_module("fffconvert.hub.hooks").teach(module)
 
 
 sys.modules[__name__].__class__ = _Package
 wrapt.register_post_import_hook(_register_quantizer, "transformers.quantizers.auto")
-wrapt.register_post_import_hook(_register_saving_and_attention, "transformers.modeling_utils")
+wrapt.register_post_import_hook(_teach_modeling, "transformers.modeling_utils")

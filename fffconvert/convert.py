@@ -186,12 +186,13 @@ def convert(
     calibration: Iterable[str] | Iterable[Batch] | None = None,
     tokenizer: Any = None,
     example_inputs: Mapping[str, Any] | None = None,
+    keep_originals: bool = True,
     **options: Any,
 ) -> Model:
     """Replace a model's feedforward blocks by fitted FFF layers, in place.
 
     Args:
-        model: Any module; stays of its class. `fffconvert.restore(model)` puts the originals back.
+        model: Any module; stays of its class.
         depth: Depth of each tree.
         trees: Number of trees.
         trunk: Rank of the always-active linear map; 0 for none.
@@ -201,6 +202,8 @@ def convert(
             comes with Python by default.
         tokenizer: The model's tokenizer.
         example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+        keep_originals: Keep the original blocks in memory as long as the model is, so that
+            `fffconvert.restore(model)` can put them back.
         **options: Further fields of `Recipe`: leaf_sparsity, include, exclude, tokens, sequential, refine,
             shapes and more.
 
@@ -212,7 +215,7 @@ def convert(
     """
     recipe = Recipe(depth, trees, trunk, leaf_width, layer=LayerForm(layer), **options)
     prepared = prepare(model, recipe, calibration, tokenizer, example_inputs)
-    fit_blocks(model, prepared)
+    fit_blocks(model, prepared, keep_originals=keep_originals)
     return model
 
 
@@ -228,6 +231,7 @@ def prepare(
     Raises:
         FFFError: There is nothing to convert, or no calibration text fits the model.
     """
+    _check_present(model)
     inputs = default_inputs(model) if example_inputs is None else example_inputs
     sites = locate(model, inputs, min_expansion=recipe.min_expansion)
     names = [name for name, _ in model.named_modules()]
@@ -263,7 +267,21 @@ def prepare(
     return Prepared(sites, specs, tuple(batches), recipe.sequential, recipe.refine)
 
 
-def fit_blocks(model: nn.Module, prepared: Prepared, kept: KeptLayers | None = None) -> list[BlockResult]:
+def _check_present(model: nn.Module) -> None:
+    """Refuse a model whose weights are elsewhere: there is nothing to fit to."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise FFFError(
+                f"weight {name} is not in memory (device meta): the model is offloaded by accelerate, or was "
+                "never loaded. Load it without offloading (no device_map to cpu or disk), or first take the "
+                "hooks off: accelerate.hooks.remove_hook_from_submodules(model)"
+            )
+
+
+@torch.inference_mode(False)  # parameters made in inference mode could never be trained
+def fit_blocks(
+    model: nn.Module, prepared: Prepared, kept: KeptLayers | None = None, *, keep_originals: bool = True
+) -> list[BlockResult]:
     """Fit and replace block after block, each on the inputs it gets from the converted ones before it.
 
     The target of a block is what the original block makes of those inputs. If anything fails, the model gets
@@ -285,6 +303,8 @@ def fit_blocks(model: nn.Module, prepared: Prepared, kept: KeptLayers | None = N
             if prepared.sequential:
                 surgery.replace(model, {site: later.pop(site)})
         surgery.replace(model, later)
+    if not keep_originals:
+        surgery.drop_originals(model)
     if isinstance(model, PreTrainedModel):
         hub.mark_converted(model, model.config._name_or_path or None)
     return results
@@ -358,7 +378,7 @@ def convert_model(
     document = {"model": name, "revision": revision, "calibration": list(calibration), **recipe.to_dict()}
     path = Path(output).expanduser().resolve()
     kept = KeptLayers(path.with_name(f".{path.name}.fitted"), document)
-    results = fit_blocks(loaded.model, prepared, kept)
+    results = fit_blocks(loaded.model, prepared, kept, keep_originals=False)
     loaded.model.config.quantization_config.base_model = name
     seconds = time.monotonic() - started
     metrics = {"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(result) for result in results]}

@@ -26,27 +26,29 @@ VERIFY_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-
 """Largest error, relative to the largest output, that rounding explains when a block is computed anew."""
 
 
-def replace(
-    model: nn.Module, layers: Mapping[FFNSite, nn.Module], *, keep_originals: bool = True
-) -> None:
-    """Put a module in the place of each located block. `restore` puts the originals back.
+def replace(model: nn.Module, layers: Mapping[FFNSite, nn.Module]) -> None:
+    """Put a module in the place of each located block.
+
+    The original blocks stay in memory, for `restore`, until `drop_originals` or the end of the model.
 
     Args:
         model: The model in which the blocks were located.
         layers: A module [..., d_model] to [..., d_model] for each block (features on the block's
             `feature_axis`). It takes on the training mode, device and dtype of what it replaces.
-        keep_originals: Keep the original blocks in memory as long as the model is, for `restore`.
 
     Raises:
         FFFError: A block is not where it was located; the model is unchanged.
     """
     record = install(model, {site.name: (site.placement, layer) for site, layer in layers.items()})
-    if not keep_originals:
-        return
     earlier = _replaced.setdefault(model, Replaced())
     earlier.swaps += record.swaps
     earlier.settings += record.settings
     earlier.layers += [(layer, site) for site, layer in layers.items()]
+
+
+def drop_originals(model: nn.Module) -> None:
+    """Forget the original blocks of a model: `restore` will not know them."""
+    _replaced.pop(model, None)
 
 
 def original(model: nn.Module, layer: nn.Module) -> nn.Module | None:
@@ -104,8 +106,9 @@ def _placed(layer: FFFLayer, modules: list[tuple[str, nn.Module]]) -> Placed:
         placement = Placement(Position.MODULE, at(FFFLayer), feature_axis=layer.spec.feature_axis)
         weight, place = layer.replaced_weight, placement.entry[0]
     else:
-        parts = {"entry": FirstProjection, "passed": Bypassed, "exit": LastProjection}
-        placement = dataclasses.replace(first.placement, **{name: at(kind) for name, kind in parts.items()})
+        placement = dataclasses.replace(
+            first.placement, entry=at(FirstProjection), passed=at(Bypassed), exit=at(LastProjection)
+        )
         last = next(module for _, module in modules if isinstance(module, LastProjection))
         weight, place = last.replaced_weight, placement.exit[0]
     return Placed(at(FFFLayer)[0], layer, placement, f"{place}.{weight}" if weight else None)
@@ -292,7 +295,7 @@ def _install(model: nn.Module, placement: Placement, layer: nn.Module, record: R
         layer = layer.to(dtype=like.dtype) if like.is_meta else layer.to(like.device, like.dtype)
     layer.train(original.training)
     if placement.position is Position.MODULE:
-        layer.replaced_weight = _a_weight(original)
+        layer.__dict__["replaced_weight"] = _a_weight(original)  # on a module of any kind
         _put(model, placement.entry, layer, record)
         return
     _keep_fused_path_away(model, placement, record)

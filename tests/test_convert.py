@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -105,6 +108,82 @@ def test_a_converted_model_in_memory_saves_and_loads(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert torch.equal(run(loaded, case.inputs()), run(model, case.inputs()))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "bart"])
+def test_what_was_converted_in_inference_mode_can_be_trained(name: str):
+    case = BY_NAME[name]
+    model = case.build()
+    with torch.inference_mode():
+        fff.convert(model, depth=3, calibration=batches(case), example_inputs=case.inputs())
+    model.train()
+    model(**case.inputs())[0].sum().backward()
+    layers = [module for module in model.modules() if isinstance(module, FFFLayer)]
+    assert all(layer.fff_out_weight.grad is not None for layer in layers)
+    torch.optim.SGD(model.parameters(), 0.1).step()
+
+
+def test_a_model_built_in_inference_mode_is_converted_too():
+    case = BY_NAME["bert"]
+    with torch.inference_mode():
+        model = converted(case)
+    assert run(model, case.inputs()).isfinite().all()
+    layers = [module for module in model.modules() if isinstance(module, FFFLayer)]
+    assert not any(parameter.is_inference() for layer in layers for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+def test_an_offloaded_model_is_refused_with_what_to_do(offload: str, tmp_path):
+    import accelerate
+
+    case = BY_NAME["bert"]
+    model = case.build()
+    device = torch.device("cpu")
+    if offload == "cpu":
+        accelerate.cpu_offload(model, execution_device=device)
+    else:
+        accelerate.disk_offload(model, tmp_path, execution_device=device)
+    options = {"depth": 2, "calibration": batches(case), "example_inputs": case.inputs()}
+    with pytest.raises(FFFError, match=r"offloaded by accelerate.*remove_hook_from_submodules"):
+        fff.convert(model, **options)
+    accelerate.hooks.remove_hook_from_submodules(model)
+    fff.convert(model, **options)
+    assert run(model, case.inputs()).isfinite().all()
+
+
+class TestOriginals:
+    def test_come_back_as_the_model_is_by_then(self):
+        case = BY_NAME["bart"]
+        model = converted(case).train().double()
+        fff.restore(model)
+        expected = case.build().train().double()
+        state = expected.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert {name: m.training for name, m in model.named_modules()} == {
+            name: m.training for name, m in expected.named_modules()
+        }
+        assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+    def test_keep_a_dtype_of_their_own(self):
+        case = BY_NAME["bert"]
+        model = case.build()
+        model.bert.encoder.layer[0].output.dense.double()  # a mixed model that nobody has touched since
+        fff.replace(model, {site: nn.Identity() for site in fff.locate(case.build(), case.inputs())})
+        fff.restore(model)
+        assert model.bert.encoder.layer[0].output.dense.weight.dtype == torch.float64
+        assert model.bert.encoder.layer[0].intermediate.dense.weight.dtype == torch.float32
+
+    def test_are_let_go_of_when_asked(self):
+        case = BY_NAME["llama"]
+        model = case.build()
+        blocks = [weakref.ref(layer.mlp) for layer in model.model.layers]
+        fff.convert(
+            model, depth=2, calibration=batches(case), example_inputs=case.inputs(), keep_originals=False
+        )
+        gc.collect()
+        assert not any(block() for block in blocks)
+        with pytest.raises(FFFError, match="keep_originals=False"):
+            fff.restore(model)
 
 
 @pytest.mark.parametrize("case", [BY_NAME["llama"], BY_NAME["nanogpt"]], ids=str)

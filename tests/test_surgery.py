@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from zoo.check import behaviour, check, difference, differences
 from fffconvert import surgery
 from fffconvert.errors import FFFError
 from fffconvert.locate import Position, Sites, locate
+from fffconvert.standins import LastProjection
 
 CASES = [*ARCHITECTURES, *HANDWRITTEN]
 BY_NAME = {case.name: case for case in CASES}
@@ -106,6 +108,36 @@ class TestEachPosition:
             assert not list(model.get_submodule(path).parameters())
 
 
+@pytest.mark.parametrize("name", EACH_POSITION)
+def test_threads_may_call_a_model_side_by_side(name: str):
+    case = BY_NAME[name]
+    model = replaced(case)
+
+    @torch.no_grad()
+    def call(tokens: int) -> torch.Tensor:
+        ids = torch.arange(5, 5 + tokens)[None]
+        return model(input_ids=ids, use_cache=False)[0] if name != "bert" else model(input_ids=ids)[0]
+
+    lengths = [3 + n % 17 for n in range(200)]
+    expected = {tokens: call(tokens) for tokens in set(lengths)}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(call, lengths))
+    assert all(torch.equal(y, expected[tokens]) for tokens, y in zip(lengths, found, strict=True))
+
+
+def test_a_call_that_fails_halfway_leaves_the_next_one_alone():
+    case = BY_NAME["bart"]
+    model = replaced(case)
+    expected = behaviour(model, case.inputs(), train=False)["outputs"]
+    last = next(m for m in model.modules() if isinstance(m, LastProjection))
+    handle = last.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), torch.no_grad():
+        model(**case.inputs())
+    handle.remove()
+    found = behaviour(model, case.inputs(), train=False)["outputs"]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_restore_puts_the_very_same_modules_back():
     case = BY_NAME["bart"]
     model = case.build()
@@ -190,6 +222,6 @@ def test_the_fused_path_of_torchs_encoder_stays_away_with_padding():
 
 def test_last_projection_without_its_first_is_an_error():
     model = replaced(BY_NAME["bart"])
-    stand_in = next(m for m in model.modules() if isinstance(m, surgery.LastProjection))
+    stand_in = next(m for m in model.modules() if isinstance(m, LastProjection))
     with pytest.raises(RuntimeError, match="before its first"):
         stand_in(torch.zeros(1, 2))

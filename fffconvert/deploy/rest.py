@@ -14,10 +14,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
 from fffconvert.hub.attention import bfloat16_attention, use_bfloat16_attention
-from fffconvert.hub.deployment import int8_trunk, join, put_int8
+from fffconvert.hub.deployment import join, put_int8
 from fffconvert.locate.capture import evaluation
 from fffconvert.locate.inputs import example_inputs as default_inputs
-from fffconvert.runtime.int8_linear import Int8Linear
+from fffconvert.runtime.int8_linear import Int8Linear, int8_trunk
 from fffconvert.tree import FFFLayer
 
 REST = ("int8", "none")
@@ -103,7 +103,9 @@ def int8_rest(model: nn.Module, example_inputs: Mapping[str, Any] | None = None)
         if result[-1].dtype == "int8":
             put_int8(model, name)
     for name, layer in model.named_modules():
-        if isinstance(layer, FFFLayer) and (trunk := int8_trunk(layer)) is not None:
+        if not isinstance(layer, FFFLayer):
+            continue
+        if (trunk := int8_trunk(layer.fff_trunk_in, layer.fff_trunk_out)) is not None:
             result.append(chosen(name, "trunk", _trunk(layer), trunk))
             if result[-1].dtype == "int8":
                 layer.inference.trunk = trunk

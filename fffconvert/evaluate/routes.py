@@ -13,7 +13,7 @@ from fffconvert.errors import FFFError
 from fffconvert.evaluate.subject import Subject
 from fffconvert.runtime import ACTIVATIONS, cmm, reference
 from fffconvert.runtime.weights import skip_small
-from fffconvert.surgery import FirstProjection
+from fffconvert.standins import FirstProjection
 from fffconvert.tree import FFFLayer
 
 TOKENS = 8192

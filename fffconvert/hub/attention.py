@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-NAME, PLAIN = "fff_bfloat16", "sdpa"
+from fffconvert.hub.hooks import BFLOAT16_ATTENTION
+
+PLAIN = "sdpa"
 SHORT = 64
 """Tokens below which turning the inputs into bfloat16 costs more than it saves."""
 
@@ -50,17 +51,11 @@ def _half(mask: Tensor | None) -> Tensor | None:
     return mask.bfloat16() if mask is not None and mask.is_floating_point() else mask
 
 
-def register() -> None:
-    """Make it known to transformers, also in a process that unpickles a model which attends so."""
-    AttentionInterface.register(NAME, bfloat16_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
 def use_bfloat16_attention(model: nn.Module) -> bool:
     """Have a model of transformers attend in bfloat16; tells whether it can. Others are left as they are."""
     if not isinstance(model, PreTrainedModel) or model.config._attn_implementation != PLAIN:
         return False
     if not model._can_set_attn_implementation():
         return False
-    model.set_attn_implementation(NAME)
-    return bool(model.config._attn_implementation == NAME)
+    model.set_attn_implementation(BFLOAT16_ATTENTION)
+    return bool(model.config._attn_implementation == BFLOAT16_ATTENTION)

@@ -13,7 +13,7 @@ from fffconvert.errors import FFFError
 from fffconvert.hub.attention import use_bfloat16_attention
 from fffconvert.runtime import Inference, Scales
 from fffconvert.runtime.heap import keep_freed_memory
-from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together
+from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together, int8_trunk
 from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.tree import FFFLayer
 
@@ -103,7 +103,8 @@ def apply(model: nn.Module, deployment: Deployment) -> None:
         for names in deployment.int8_groups:
             join(model, [found for _, found in _found(model, names, linears)])
         for _, found in _found(model, deployment.int8_trunks, layers):
-            layers[found].inference.trunk = int8_trunk(layers[found])
+            layer = layers[found]
+            layer.inference.trunk = int8_trunk(layer.fff_trunk_in, layer.fff_trunk_out)
         if deployment.attention == "bfloat16":
             use_bfloat16_attention(model)
     for parameter in model.parameters():
@@ -141,13 +142,6 @@ def join(model: nn.Module, names: Sequence[str]) -> None:
         for path, other in list(model.named_modules(remove_duplicate=False)):
             if other is one:
                 model.set_submodule(path, made)
-
-
-def int8_trunk(layer: FFFLayer) -> nn.Module | None:
-    """The trunk of a layer as int8 maps; None without a trunk."""
-    if layer.fff_trunk_in is None or layer.fff_trunk_out is None:
-        return None
-    return nn.Sequential(Int8Linear(layer.fff_trunk_in), Int8Linear(layer.fff_trunk_out.T))
 
 
 def _found(

@@ -1,19 +1,19 @@
 """Has every model that holds FFF layers saved with what rebuilds them, whoever calls `save_pretrained`.
 
-What is saved follows from the layers that stand in the model then: in the whole model that was converted, in a
-part of it, in a model around it, or in one out of which an adapter was merged. transformers offers no place to
-say so, so its `save_pretrained` is wrapped as soon as it is imported.
+What is saved follows from the layers that stand in the model then: in the whole model that was converted, in
+a part of it, in a model around it, or in one out of which an adapter was merged. transformers offers no place
+to say so, so its `save_pretrained` is wrapped (`fffconvert.hub.hooks`).
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import wrapt
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -77,12 +77,14 @@ def plan_of(model: nn.Module) -> dict[str, SavedLayer]:
                 "replaced; put it in with fffconvert.replace"
             )
         place = placed.placement
-        paths = {key: tuple(map(_unwrapped, getattr(place, key))) for key in ("entry", "passed", "exit")}
-        plan[_unwrapped(name)] = SavedLayer(
-            type(place)(place.position, **paths, width=place.width, feature_axis=place.feature_axis),
-            placed.layer.spec,
-            _unwrapped(placed.replaced_weight),
+        place = dataclasses.replace(
+            place,
+            entry=tuple(map(_unwrapped, place.entry)),
+            passed=tuple(map(_unwrapped, place.passed)),
+            exit=tuple(map(_unwrapped, place.exit)),
         )
+        weight = _unwrapped(placed.replaced_weight)
+        plan[_unwrapped(name)] = SavedLayer(place, placed.layer.spec, weight)
     return plan
 
 
@@ -106,11 +108,6 @@ def save_with_layers(
     guards = {layer["dense_weight"]: torch.empty(0, dtype=model.dtype) for layer in note.modules.values()}
     call.arguments["state_dict"] = {**(model.state_dict() if state is None else state), **guards}
     return save(*call.args, **call.kwargs)
-
-
-def wrap_save_pretrained() -> None:
-    """Have transformers save through `save_with_layers`."""
-    wrapt.wrap_function_wrapper("transformers.modeling_utils", "PreTrainedModel.save_pretrained", save_with_layers)
 
 
 def _noted(model: nn.Module) -> FFFConfig | None:

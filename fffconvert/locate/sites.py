@@ -272,7 +272,12 @@ class DenseBlock(torch.nn.Module):
 def _linear(projection: Projection) -> torch.nn.Linear:
     d_out, d_in = projection.weight.shape
     linear = torch.nn.Linear(d_in, d_out, projection.bias is not None, device="meta")
-    linear.weight = torch.nn.Parameter(projection.weight)
+    linear.weight = _parameter(projection.weight)
     if projection.bias is not None:
-        linear.bias = torch.nn.Parameter(projection.bias)
+        linear.bias = _parameter(projection.bias)
     return linear
+
+
+def _parameter(tensor: Tensor) -> torch.nn.Parameter:
+    """A parameter in the memory of a tensor; of a model built in inference mode it can have no gradient."""
+    return torch.nn.Parameter(tensor, requires_grad=not tensor.is_inference())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert.runtime import cpu, reference
+from fffconvert.runtime.int8_linear import int8_trunk
 from fffconvert.runtime.ops import cmm_inference
 from fffconvert.runtime.rows import store_rows
 from fffconvert.runtime.walk import walk
@@ -21,13 +22,15 @@ class Inference:
 
     Never saved, and prepared anew in a copy of the layer. What is prepared follows the parameters: rows of
     the parameters' own type are read where they lie, others are stored again when a parameter has changed.
+    Writing in place through `parameter.data` (`p.data.mul_(2)`) is a change that torch does not count, so it
+    goes unnoticed until the layer is told to `forget`: by `train`, `eval`, `to`, `load_state_dict`, `deploy`.
 
     Args:
         backend: "auto" for the best that takes a call's tensors, "reference", "standard" for operators that
             every runtime has, or "dense".
         dtype: Type of the stored rows; None for that of the parameters.
         dense: With "dense", the block [..., d_in] to [..., d_out] that computes instead.
-        trunk: What computes the trunk, [..., d_in] to [..., d_out]; None for its parameters as they are.
+        trunk: The int8 form of the trunk, [..., d_in] to [..., d_out]; None for its parameters as they are.
     """
 
     def __init__(
@@ -55,6 +58,10 @@ class Inference:
         tensors = chain(*self._stored) if self._stored is not None else ()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
+    def forget(self) -> None:
+        """Prepare anew at the next call, from the parameters as they are then."""
+        self._state, self._stored, self._native = [], None, None
+
     def __call__(
         self,
         x: Tensor,
@@ -78,7 +85,7 @@ class Inference:
             return result
         if _eager(x):
             if self._state_of(parameters) != self._state:
-                self._prepare(x, *weights(), activation)
+                self._prepare(x, parameters, *weights(), activation)
                 self._state = self._state_of(parameters)
             if self._native is not None and self._native.takes(x):
                 return self._native(x)
@@ -92,10 +99,19 @@ class Inference:
             state += [0 if p.is_inference() else p._version for p in present]
         return state
 
-    def _prepare(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> None:
-        self._native = self._stored = None
+    def _prepare(
+        self,
+        x: Tensor,
+        parameters: Mapping[str, Tensor | None],
+        weights: Weights,
+        bias: Tensor,
+        activation: str,
+    ) -> None:
+        self.forget()
         stored, scales = self._rows(weights)
-        self._copied = self._stored is not None
+        if self.trunk is not None:
+            self.trunk = int8_trunk(parameters["fff_trunk_in"], parameters["fff_trunk_out"])
+        self._copied = self._stored is not None or self.trunk is not None
         if self.backend == "auto" and all(w is None or w.is_cpu for w in stored) and cpu.takes(x, stored):
             self._native = cpu.PreparedLayer(bias, stored, scales, activation)
             self._copied |= self._native.copied

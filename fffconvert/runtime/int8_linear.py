@@ -174,6 +174,18 @@ def _restored(weight: Tensor, bias: Tensor | None, transposed: bool) -> Int8Line
     return made
 
 
+def int8_trunk(trunk_in: Tensor | None, trunk_out: Tensor | None) -> nn.Module | None:
+    """A trunk as int8 maps, [..., d_in] to [..., d_out]; None without a trunk.
+
+    Args:
+        trunk_in: [rank, d_in]
+        trunk_out: [rank, d_out]
+    """
+    if trunk_in is None or trunk_out is None:
+        return None
+    return nn.Sequential(Int8Linear(trunk_in), Int8Linear(trunk_out.T))
+
+
 def best_engine() -> str:
     """The engine of torch whose int8 products are the fastest here.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,19 @@ class FFFLayer(nn.Module):
             x = x.movedim(axis, -1)
         y = self._differentiable(x) if self._wants_gradient(x) else self._infer(x)
         return y if axis == -1 else y.movedim(-1, axis)
+
+    def train(self, mode: bool = True) -> FFFLayer:
+        """Set the training mode; what inference prepared is made anew from the parameters as they are."""
+        self.inference.forget()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.inference.forget()
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.inference.forget()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _wants_gradient(self, x: Tensor) -> bool:
         if not torch.is_grad_enabled():

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from fffconvert.hub.attention import NAME, SHORT, bfloat16_attention, use_bfloat16_attention
+from fffconvert.hub.attention import SHORT, bfloat16_attention, use_bfloat16_attention
 from fffconvert.hub.deployment import Deployment, apply
+from fffconvert.hub.hooks import BFLOAT16_ATTENTION
 
 TOKENS, HEADS, WIDTH = SHORT + 6, 4, 16
 BERT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -113,6 +114,6 @@ def test_a_deployment_says_so_and_what_is_saved_does_not_depend_on_it(tmp_path):
     assert Deployment.from_dict({"target": "cpu", "rows": {}}).attention == "float32"
     model = encoder()
     apply(model, deployment)
-    assert model.config._attn_implementation == NAME
+    assert model.config._attn_implementation == BFLOAT16_ATTENTION
     model.save_pretrained(tmp_path)
     assert BertModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"

@@ -13,6 +13,7 @@ from zoo.reference import normals
 
 from fffconvert.plan import FFFSpec
 from fffconvert.runtime import Inference, cpu, reference
+from fffconvert.runtime.int8_linear import int8_trunk
 from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.tree import FFFLayer
 
@@ -92,6 +93,38 @@ def test_follows_its_parameters(row_type):
             assert_same(after, by_reference(layer, given))
             assert name in ("double", "float") or not torch.allclose(before, after), name
             before = after.float()
+
+
+@pytest.mark.parametrize("row_type", [torch.int8, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda layer: layer.eval(),
+        lambda layer: layer.train(),
+        lambda layer: layer.to("cpu"),
+        lambda layer: layer.load_state_dict(layer.state_dict()),
+        lambda layer: setattr(layer, "inference", Inference(dtype=layer.inference.dtype)),
+    ],
+    ids=["eval", "train", "to", "load_state_dict", "deploy"],
+)
+def test_what_torch_does_not_count_as_a_change_is_seen_at_the_next_switch(row_type, switch):
+    layer, x = draw(row_type=row_type).eval(), inputs(9, 12)
+    with torch.no_grad():
+        before = layer(x)
+        for parameter in layer.parameters():
+            parameter.data.mul_(2)
+        switch(layer)
+        assert_same(layer(x), by_reference(layer, x))
+        assert not torch.allclose(layer(x), before)
+
+
+def test_an_int8_trunk_follows_the_parameters():
+    layer, x = draw(FFFSpec(12, 12, 1, trunk=6)), inputs(9, 12)
+    with torch.no_grad():
+        layer.inference.trunk = int8_trunk(layer.fff_trunk_in, layer.fff_trunk_out)
+        layer(x)
+        layer.fff_trunk_out.mul_(-3)
+        assert (layer(x) - by_reference(layer, x)).abs().max() < 0.05 * layer(x).abs().max()
 
 
 def test_a_bias_that_was_copied_is_followed_too():

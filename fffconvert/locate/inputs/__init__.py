@@ -34,8 +34,8 @@ def example_inputs(model: nn.Module, **sizes: int) -> dict[str, Any]:
     Raises:
         FFFError: The model has no transformers config, or takes something that cannot be guessed.
     """
-    if hasattr(model, "get_base_model"):  # an adapter of PEFT, which hands on whatever it gets
-        model = model.get_base_model()
+    if callable(inside := getattr(model, "get_base_model", None)):
+        model = inside()  # an adapter of PEFT hands on whatever it gets
     config = getattr(model, "config", None)
     kind = type(model).__name__
     if not hasattr(config, "to_diff_dict"):
