@@ -163,13 +163,11 @@ class ConvertedModel:
     """What `convert_model` did.
 
     Attributes:
-        prepared: What was to be converted.
         results: What became of each block, or would, for a dry run.
         output: The folder.
         seconds: Time taken, without the start of Python.
     """
 
-    prepared: Prepared
     results: tuple[BlockResult, ...]
     output: Path
     seconds: float
@@ -374,11 +372,12 @@ def convert_model(
     prepared = prepare(loaded.model, recipe, texts, loaded.tokenizer)
     if dry_run:
         planned = tuple(_result(site, prepared.specs[site.name]) for site in prepared.sites)
-        return ConvertedModel(prepared, planned, Path(output), 0.0)
+        return ConvertedModel(planned, Path(output), 0.0)
     document = {"model": name, "revision": revision, "calibration": list(calibration), **recipe.to_dict()}
     path = Path(output).expanduser().resolve()
     kept = KeptLayers(path.with_name(f".{path.name}.fitted"), document)
     results = fit_blocks(loaded.model, prepared, kept, keep_originals=False)
+    del prepared  # it holds the original blocks, which need not be in memory while the model is written
     loaded.model.config.quantization_config.base_model = name
     seconds = time.monotonic() - started
     metrics = {"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(result) for result in results]}
@@ -392,7 +391,7 @@ def convert_model(
         original=loaded.source.folder,
     )
     kept.clear()
-    return ConvertedModel(prepared, tuple(results), Path(output), seconds)
+    return ConvertedModel(tuple(results), Path(output), seconds)
 
 
 def _result(site: FFNSite, spec: FFFSpec, found: Diagnostics | None = None) -> BlockResult:
