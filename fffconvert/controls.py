@@ -5,6 +5,7 @@ They save, load and train like a conversion, so that the same recipe makes all o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -71,11 +72,10 @@ def make_control(folder: str | Path, control: Control) -> hub.Loaded:
     prepared = prepare(
         base.model, Recipe(**options), read_corpus(sources) if sources else None, base.tokenizer
     )
-    layers = {name: converted.get_submodule(place) for name, place in layer_names(converted).items()}
+    layers = surgery.layers_of(converted)
     stream = ActivationStream(base.model, prepared.sites, prepared.batches)
     for site in tqdm(prepared.sites, desc=control.value, unit="block", disable=None):
-        x, layer = torch.cat(stream.inputs(site)), layers[site.name]
-        assert isinstance(layer, FFFLayer)
+        x, layer = torch.cat(stream.inputs(site)), _layer_at(site, layers, converted)
         with torch.no_grad():
             made = _control_layer(site, layer, control, x)
         made.spec = replace(made.spec, feature_axis=layer.spec.feature_axis)
@@ -100,12 +100,15 @@ def read_conversion(folder: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def layer_names(model: nn.Module) -> dict[str, str]:
-    """The module name of each FFF layer, by its block's name."""
-    config = getattr(model.config, "quantization_config", None)
-    blocks = list(getattr(config, "modules", None) or ())
-    names = [name for name, module in model.named_modules() if isinstance(module, FFFLayer)]
-    return dict(zip(blocks, names, strict=True))
+def _layer_at(site: FFNSite, layers: Mapping[str, surgery.Placed], converted: nn.Module) -> FFFLayer:
+    """The conversion's layer in the place of a block of the original."""
+    for name in surgery.names_of(site.name, converted):
+        if name in layers:
+            return layers[name].layer
+    raise FFFError(
+        f"the conversion has no layer in the place of block {site.name}; expected its {RECIPE} to name the "
+        "blocks that it has; convert the model again"
+    )
 
 
 def frozen_parameters(control: Control | None, spec: FFFSpec) -> tuple[str, ...]:

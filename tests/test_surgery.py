@@ -14,8 +14,10 @@ from zoo.check import behaviour, check, difference, differences
 
 from fffconvert import surgery
 from fffconvert.errors import FFFError
-from fffconvert.locate import Position, Sites, locate
+from fffconvert.locate import Placement, Position, Sites, locate
+from fffconvert.plan import FFFSpec
 from fffconvert.standins import LastProjection
+from fffconvert.tree import FFFLayer
 
 CASES = [*ARCHITECTURES, *HANDWRITTEN]
 BY_NAME = {case.name: case for case in CASES}
@@ -225,3 +227,36 @@ def test_last_projection_without_its_first_is_an_error():
     stand_in = next(m for m in model.modules() if isinstance(m, LastProjection))
     with pytest.raises(RuntimeError, match="before its first"):
         stand_in(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("case", [BY_NAME[name] for name in (*EACH_POSITION, "shared-thrice")], ids=str)
+def test_layers_are_found_at_the_blocks_whose_places_they_took(case: Case):
+    model = case.build()
+    assert surgery.layers_of(model) == {}
+    sites = locate(model, case.inputs())
+    specs = (FFFSpec(s.d_model, s.d_model, 0, feature_axis=s.placement.feature_axis) for s in sites)
+    layers = {site: FFFLayer(spec) for site, spec in zip(sites, specs, strict=True)}
+    surgery.replace(model, layers)
+    outer = nn.ModuleDict({"outer": copy.deepcopy(model)})
+    found, inside = surgery.layers_of(model), surgery.layers_of(outer)
+    assert len(found) == len(inside) == len(sites)
+    for site, layer in layers.items():
+        placed = found[site.name]
+        assert placed.layer is layer is model.get_submodule(placed.path)
+        assert same_places(placed.placement, site.placement)
+        renamed = inside[f"outer.{site.name}"]
+        assert renamed.path == f"outer.{placed.path}"
+        assert renamed.placement.exit == tuple(f"outer.{path}" for path in placed.placement.exit)
+
+
+def same_places(one: Placement, other: Placement) -> bool:
+    """Whether two placements are the same; in which order modules are passed over does not matter."""
+    values = [dataclasses.replace(place, passed=tuple(sorted(place.passed))) for place in (one, other)]
+    return values[0] == values[1]
+
+
+def test_a_name_is_looked_for_with_and_without_the_prefix_of_the_head():
+    model = BY_NAME["bert"].build()
+    assert "bert.encoder" in surgery.names_of("encoder", model)
+    assert "encoder" in surgery.names_of("bert.encoder", model.bert)
+    assert surgery.names_of("0.up", nn.Sequential())[0] == "0.up"

@@ -21,6 +21,7 @@ from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_dec
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation
 from fffconvert.plan import FFFSpec, LayerForm
+from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
 PAPER_SHAPE = (768, 3072)
@@ -114,7 +115,7 @@ class _RealModel:
         loaded = hub.load(str(settings.model))
         self.model = loaded.model
         self.settings = settings
-        self.layers = {n: m for n, m in self.model.named_modules() if isinstance(m, FFFLayer)}
+        self.layers = {name: placed.layer for name, placed in layers_of(self.model).items()}
         self.tokens = max(DISTINCT_TOKENS, 2 * max(settings.tokens))
         wanted = self.tokens + (0 if self.layers else FIT_TOKENS)
         if loaded.tokenizer is None:

@@ -76,7 +76,7 @@ def deploy(
         backend: "auto" times what there is and takes the fastest; "cpu", "cupy" or "reference" insist.
         dtype: "float32", "bfloat16" or "int8" rows; "auto" takes smaller rows where they are faster and
             hardly change the outputs.
-        originals: Original blocks by layer name, to fall back to where they are faster; by default those that
+        originals: Original blocks by name, to fall back to where they are faster; by default those that
             `convert` keeps in this process.
         quantize_rest: "int8" puts the other linear maps into int8 and attention's dot products into bfloat16
             where that is faster; the model is for inference alone afterwards. "none" leaves them.
@@ -105,13 +105,16 @@ def deploy_layers(
     originals: Mapping[str, nn.Module] | None = None,
 ) -> list[LayerDeployment]:
     """`deploy`, returning what was chosen for each layer."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, FFFLayer)}
+    layers = surgery.layers_of(model)
     if not layers:
         raise FFFError("the model holds no FFF layer; convert it first (fffconvert convert)")
-    _check(backend, dtype, next(iter(layers.values())))
+    _check(backend, dtype, next(iter(layers.values())).layer)
     chosen = []
-    for name, layer in layers.items():
-        original = surgery.original(model, layer) if originals is None else originals.get(name)
+    for block, (name, layer, *_) in layers.items():
+        if originals is None:
+            original = surgery.original(model, layer)
+        else:
+            original = next((originals[n] for n in surgery.names_of(block, model) if n in originals), None)
         inference, deployment = _choose(name, layer, backend, dtype, original)
         chosen.append((layer, inference, deployment))
     for layer, inference, _ in chosen:
@@ -120,14 +123,13 @@ def deploy_layers(
 
 
 def original_blocks(base: str, trust_remote_code: bool) -> dict[str, nn.Module]:
-    """The blocks of a base model by the name of the layer in their place; none if it is not at hand."""
+    """The blocks of a base model, by name; none if it is not at hand."""
     try:
         model = hub.load(base, trust_remote_code=trust_remote_code).model
         sites = locate(model, example_inputs(model), min_expansion=0.0)
     except FFFError:
         return {}
-    blocks: dict[str, nn.Module] = {site.name: site.dense() for site in sites}
-    return blocks | {f"{name}.layer": block for name, block in blocks.items()}
+    return {site.name: site.dense() for site in sites}
 
 
 def _check(backend: str, dtype: str, layer: FFFLayer) -> None:

@@ -18,6 +18,7 @@ from fffconvert.hub.deployment import join, put_int8
 from fffconvert.locate.capture import evaluation
 from fffconvert.locate.inputs import example_inputs as default_inputs
 from fffconvert.runtime.int8_linear import Int8Linear, int8_trunk
+from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
 REST = ("int8", "none")
@@ -102,9 +103,7 @@ def int8_rest(model: nn.Module, example_inputs: Mapping[str, Any] | None = None)
         result.append(chosen(name, "linear", module, made))
         if result[-1].dtype == "int8":
             put_int8(model, name)
-    for name, layer in model.named_modules():
-        if not isinstance(layer, FFFLayer):
-            continue
+    for name, layer, *_ in layers_of(model).values():
         if (trunk := int8_trunk(layer.fff_trunk_in, layer.fff_trunk_out)) is not None:
             result.append(chosen(name, "trunk", _trunk(layer), trunk))
             if result[-1].dtype == "int8":

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fffconvert import surgery
 from fffconvert.distill.recipe import Pooling
 from fffconvert.errors import FFFError
 from fffconvert.locate import Placement, Position
@@ -79,18 +80,13 @@ class Taps(NamedTuple):
     axes: list[int]
 
 
-Places = Mapping[str, tuple[Placement, int]]
-"""Where blocks are, and their feature axis, by name."""
+Places = Mapping[str, Placement]
+"""Where blocks are, by name."""
 
 
 def placements(model: nn.Module) -> Places:
     """Where a converted model's layers stand."""
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
-    modules: Mapping[str, Any] = getattr(config, "modules", None) or {}
-    return {
-        name: (Placement.from_dict(values["placement"]), int(values["spec"]["feature_axis"]))
-        for name, values in modules.items()
-    }
+    return {name: placed.placement for name, placed in surgery.layers_of(model).items()}
 
 
 def taps_of(model: nn.Module, places: Places) -> Taps:
@@ -100,15 +96,16 @@ def taps_of(model: nn.Module, places: Places) -> Taps:
         FFFError: It has no such modules.
     """
     taps = Taps([], [], [])
-    for name, (place, axis) in places.items():
+    layers = surgery.layers_of(model)
+    for name, place in places.items():
+        own = next((layers[n].layer for n in surgery.names_of(name, model) if n in layers), None)
         last = place.entry if place.position is Position.MODULE else place.exit
-        entry, exit_ = (_module(model, paths[0]) for paths in (place.entry, last))
+        entry, exit_ = (own or _module(model, paths[0]) for paths in (place.entry, last))
         if entry is None or exit_ is None:
             raise FFFError(f"{type(model).__name__} has no block {name!r}; give the model that was converted")
-        layer = _layer(entry)
-        taps.entry.append(layer or entry)
-        taps.exit.append(layer or exit_)
-        taps.axes.append(axis)
+        taps.entry.append(entry)
+        taps.exit.append(exit_)
+        taps.axes.append(place.feature_axis)
     return taps
 
 
@@ -117,16 +114,9 @@ def layers_of(model: nn.Module, places: Places) -> list[FFFLayer]:
     return [layer for layer in taps_of(model, places).entry if isinstance(layer, FFFLayer)]
 
 
-def _layer(entry: nn.Module) -> FFFLayer | None:
-    """The layer at a block's first module: that module, or what it hands its input to."""
-    found = entry if isinstance(entry, FFFLayer) else getattr(entry, "layer", None)
-    return found if isinstance(found, FFFLayer) else None
-
-
 def _module(model: nn.Module, path: str) -> nn.Module | None:
     """A module by its name in this model or below or without a head."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    for name in (path, prefix + path, path.removeprefix(prefix)):
+    for name in surgery.names_of(path, model):
         try:
             return model.get_submodule(name)
         except AttributeError:

@@ -15,10 +15,11 @@ from tqdm import tqdm
 from fffconvert.evaluate.ablation import quality_task
 from fffconvert.evaluate.compare import figure, measure_as
 from fffconvert.evaluate.data import NotThere, Row, Table, find_file, read_table, read_text
-from fffconvert.evaluate.routes import Visits, layers_of, watched
+from fffconvert.evaluate.routes import Visits, watched
 from fffconvert.evaluate.store import Store, digest
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import TASKS, Options, Task, causal
+from fffconvert.surgery import layers_of
 
 DOMAINS = {
     "wikipedia": "text/wiki_en/test",
@@ -149,11 +150,10 @@ def overlap(first: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
 def neurons_used(subject: Subject, visits: Mapping[str, Any]) -> float | None:
     """Share of the neurons of nodes and leaf blocks that were visited at all."""
     used, stored = 0, 0
-    for name, layer in layers_of(subject.model).items():
-        reached = torch.tensor(visits[name]) > 0
-        width = layer.spec.leaf_width
-        used += width * int(reached.sum())
-        stored += layer.spec.trees * (layer.spec.nodes + width * layer.spec.leaves)
+    for name, placed in layers_of(subject.model).items():
+        reached, spec = torch.tensor(visits[name]) > 0, placed.layer.spec
+        used += spec.leaf_width * int(reached.sum())
+        stored += spec.trees * (spec.nodes + spec.leaf_width * spec.leaves)
         while reached.shape[1] > 1:
             reached = reached.view(len(reached), -1, 2).any(2)
             used += int(reached.sum())

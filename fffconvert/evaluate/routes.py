@@ -13,7 +13,7 @@ from fffconvert.errors import FFFError
 from fffconvert.evaluate.subject import Subject
 from fffconvert.runtime import ACTIVATIONS, cmm, reference
 from fffconvert.runtime.weights import skip_small
-from fffconvert.standins import FirstProjection
+from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
 TOKENS = 8192
@@ -24,24 +24,13 @@ Compute = Callable[[FFFLayer, Tensor, Tensor], Tensor]
 """A layer, its input [tokens, d_in] and the leaves [tokens, trees] give the trees' output [tokens, d_out]."""
 
 
-def layers_of(model: nn.Module) -> dict[str, FFFLayer]:
-    """The FFF layers of a model, by the names of the blocks that they replaced."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, FFFLayer):
-            above, _, last = name.rpartition(".")
-            inside = last == "layer" and isinstance(model.get_submodule(above), FirstProjection)
-            found[above if inside else name] = module
-    return found
-
-
 def require_layers(subject: Subject, task: str) -> dict[str, FFFLayer]:
-    """The FFF layers of a model that must have some.
+    """The FFF layers of a model that must have some, by the names of the blocks that they replaced.
 
     Raises:
         FFFError: It has none.
     """
-    layers = layers_of(subject.model)
+    layers = {name: placed.layer for name, placed in layers_of(subject.model).items()}
     if not layers:
         raise FFFError(
             f"task {task} looks at routing, and {subject.name} has no FFF layers; convert it first"
@@ -67,7 +56,8 @@ def watched(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[No
         see(name, leaves_reached(layer, args[0].detach()))
 
     handles = [
-        layer.register_forward_pre_hook(partial(look, name)) for name, layer in layers_of(model).items()
+        placed.layer.register_forward_pre_hook(partial(look, name))
+        for name, placed in layers_of(model).items()
     ]
     try:
         yield
@@ -81,8 +71,8 @@ class Visits:
 
     def __init__(self, model: nn.Module) -> None:
         self.counts = {
-            name: torch.zeros(layer.spec.trees, layer.spec.leaves, dtype=torch.long)
-            for name, layer in layers_of(model).items()
+            name: torch.zeros(placed.layer.spec.trees, placed.layer.spec.leaves, dtype=torch.long)
+            for name, placed in layers_of(model).items()
         }
 
     def __call__(self, name: str, leaf: Tensor) -> None:
@@ -95,7 +85,7 @@ class Visits:
 @contextmanager
 def rerouted(model: nn.Module, compute: Callable[[str], Compute]) -> Iterator[None]:
     """In the body, the trees of each FFF layer compute what a function of the layer's name gives for them."""
-    layers = layers_of(model)
+    layers = {name: placed.layer for name, placed in layers_of(model).items()}
     try:
         for name, layer in layers.items():
             layer.forward = partial(_forward, layer, compute(name))  # type: ignore[method-assign]

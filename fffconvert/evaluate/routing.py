@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fffconvert.evaluate.batches import encoder, equal_lengths, longest
 from fffconvert.evaluate.language import lines
-from fffconvert.evaluate.routes import layers_of, require_layers, watched
+from fffconvert.evaluate.routes import require_layers, watched
 from fffconvert.evaluate.store import Store, digest
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import Options, read_documents
 from fffconvert.locate.capture import evaluation
+from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
 LENGTH = 128
@@ -76,7 +77,8 @@ def routing(subject: Subject, others: Sequence[Subject], options: Options, store
 
 
 def _shapes(subject: Subject) -> dict[str, tuple[int, int]]:
-    return {name: (layer.spec.trees, layer.spec.depth) for name, layer in layers_of(subject.model).items()}
+    specs = {name: placed.layer.spec for name, placed in layers_of(subject.model).items()}
+    return {name: (spec.trees, spec.depth) for name, spec in specs.items()}
 
 
 def reached(subject: Subject, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -15,6 +15,7 @@ from fffconvert.runtime import Inference, Scales
 from fffconvert.runtime.heap import keep_freed_memory
 from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together, int8_trunk
 from fffconvert.runtime.rows import ROW_DTYPES
+from fffconvert.surgery import layers_of, names_of
 from fffconvert.tree import FFFLayer
 
 TARGETS = ("cpu", "cuda")
@@ -84,7 +85,7 @@ def apply(model: nn.Module, deployment: Deployment) -> None:
     Names may be with or without the prefix that heads put before those of the model inside; what this model
     does not have is left out.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, FFFLayer)}
+    layers = {placed.path: placed.layer for placed in layers_of(model).values()}
     on_cpu = all(layer.fff_bias.is_cpu for layer in layers.values())
     for name, found in _found(model, deployment.rows, layers):
         dtype = deployment.rows[name]
@@ -148,9 +149,7 @@ def _found(
     model: nn.Module, names: Iterable[str], present: Mapping[str, nn.Module]
 ) -> Iterator[tuple[str, str]]:
     """Each name with the one that this model has for it."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
     for name in names:
-        for candidate in (name, prefix + name, name.removeprefix(prefix)):
-            if candidate in present:
-                yield name, candidate
-                break
+        found = next((candidate for candidate in names_of(name, model) if candidate in present), None)
+        if found is not None:
+            yield name, found

@@ -14,13 +14,13 @@ from fffconvert.evaluate.routes import (
     Visits,
     along,
     every_node,
-    layers_of,
     leaves_reached,
     rerouted,
     watched,
 )
 from fffconvert.plan import FFFSpec
 from fffconvert.runtime import ACTIVATIONS
+from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
 FORMS = {
@@ -115,7 +115,7 @@ def test_visits_count_every_token_at_its_leaf():
     with watched(model, visits):
         model(x)
         model(x[:1])
-    leaf = leaves_reached(layers_of(model)["0"], torch.cat([x.flatten(0, 1), x[0]]))
+    leaf = leaves_reached(layers_of(model)["0"].layer, torch.cat([x.flatten(0, 1), x[0]]))
     for tree in range(2):
         expected = [int((leaf[:, tree] == place).sum()) for place in range(8)]
         assert visits.counts["0"][tree].tolist() == expected
