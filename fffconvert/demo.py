@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ from fffconvert import hub
 from fffconvert.convert import Prepared, Recipe, convert_model, prepare
 from fffconvert.demo_pairs import PAIRS
 from fffconvert.errors import FFFError
+from fffconvert.evaluate.metrics import SPEARMAN, Units
+from fffconvert.evaluate.verdict import verdict
 from fffconvert.fit.calibrate import block_inputs
 from fffconvert.fit.mean import MeanOutput
 from fffconvert.surgery import replace
@@ -39,8 +42,9 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
         say: Is told about each step.
 
     Returns:
-        `model`, `output`, `seconds`, `blocks` as converted, `bytes_before` and `bytes` of the weights, and
-        `similarity`: rank correlation of each model with the grades, and correlation with the original.
+        `model`, `output`, `seconds`, `blocks` as converted, `bytes_before` and `bytes` of the weights,
+        `similarity`: rank correlation of each model with the grades, and correlation with the original, and
+        `verdict`: of the converted model against the one without its blocks.
 
     Raises:
         FFFError: The model's package is not installed, or the folder cannot be written.
@@ -61,7 +65,8 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
     say("4. for comparison, delete the feedforward blocks of the original")
     _delete_blocks(loaded.model, prepare(loaded.model, RECIPE, None, loaded.tokenizer))
     deleted = similarities(loaded.model, loaded.tokenizer)
-    grades = torch.tensor([float(grade) for grade, _, _ in PAIRS])
+    found = {"original": original, "converted": converted, "deleted": deleted}
+    units = {name: _graded(values) for name, values in found.items()}
     return {
         "model": model,
         "output": str(output),
@@ -71,11 +76,12 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
         "bytes": sum(file.stat().st_size for file in output.glob("*.safetensors")),
         "similarity": {
             name: {
-                "spearman_with_grades": _spearman(values, grades),
-                "correlation_with_original": _correlation(values, original),
+                "spearman_with_grades": SPEARMAN.compute(units[name]),
+                "correlation_with_original": float(torch.corrcoef(torch.stack([values, original]))[0, 1]),
             }
-            for name, values in (("original", original), ("converted", converted), ("deleted", deleted))
+            for name, values in found.items()
         },
+        "verdict": verdict(SPEARMAN, units["converted"], units["deleted"]),
     }
 
 
@@ -117,19 +123,9 @@ def _delete_blocks(model: nn.Module, prepared: Prepared) -> None:
             replace(model, {site: MeanOutput(site.dense()(x).mean(0))})
 
 
-def _spearman(a: Tensor, b: Tensor) -> float:
-    return _correlation(_ranks(a), _ranks(b))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 0; equal values share the mean of theirs."""
-    below = (values[:, None] > values).sum(1)
-    equal = (values[:, None] == values).sum(1)
-    return below + (equal - 1) / 2
-
-
-def _correlation(a: Tensor, b: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+def _graded(similarity: Tensor) -> Units:
+    """The units of the pairs: grade and similarity, [pairs, 2]."""
+    return np.array([[grade, found] for (grade, _, _), found in zip(PAIRS, similarity.tolist(), strict=True)])
 
 
 def _main(folder: str) -> None:

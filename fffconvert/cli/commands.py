@@ -215,7 +215,7 @@ def demo(
         out.show(
             tables.layers(report["blocks"]),
             tables.similarity(report["similarity"]),
-            _verdict(report["similarity"]),
+            _verdict(report["similarity"], report["verdict"]),
             *Totals.of(report["blocks"]).lines(),
             f"Weights: {report['bytes'] / 1e6:.0f} MB, {report['bytes_before'] / 1e6:.0f} MB before.",
             EXPECT,
@@ -225,14 +225,20 @@ def demo(
         )
 
 
-def _verdict(similarity: Mapping[str, Mapping[str, float]]) -> str:
+def _verdict(similarity: Mapping[str, Mapping[str, float]], found: str) -> str:
     original, converted, deleted = (
         similarity[name]["spearman_with_grades"] for name in ("original", "converted", "deleted")
     )
-    if converted <= deleted:
-        return "By this measure the converted model is no better than one without feedforward blocks."
     kept, without = converted / original, deleted / original
-    return f"Of the original's rank correlation {kept:.1%} is kept; {without:.1%} without the blocks."
+    said = {
+        "better": "more than chance explains",
+        "worse": "less than without the blocks: the trees bought nothing here",
+        "undecided": "these few pairs cannot tell the two apart",
+    }
+    return (
+        f"Of the original's rank correlation {kept:.1%} is kept; {without:.1%} without the blocks "
+        f"({said[found]})."
+    )
 
 
 @app.command()

@@ -138,14 +138,15 @@ def tasks(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Table | str]:
 
 
 def _verdicts(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Says so where a conversion bought nothing."""
+    """Says so where a conversion bought nothing, or where the figures do not tell."""
+    against = {"dense": "dense blocks of the same width", "deleted": "no blocks at all"}
     for name, row in rows.items():
-        dense, value = row["dense"], row["value"]
-        if dense is None or value is None:
-            continue
-        better = value > dense if row["higher_is_better"] else value < dense
-        if not better:
-            yield f"{name}: no better than dense blocks of the same width: the trees bought nothing here"
+        for control, called in against.items():
+            found = row["verdicts"].get(control)
+            if found == "worse":
+                yield f"{name}: worse than {called}: the trees bought nothing here"
+            elif found == "undecided":
+                yield f"{name}: cannot be told from {called}: what the trees bought here, this does not show"
 
 
 def sweep(document: Mapping[str, Any]) -> Iterator[Table | str]:

@@ -1,4 +1,4 @@
-"""One task on all compared models: figures with intervals, what was retained, what was recovered."""
+"""One task on all compared models: figures with intervals, what was retained or recovered, and verdicts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.metrics import Metric, Units, bootstrap
+from fffconvert.evaluate.metrics import Metric, Units, interval
 from fffconvert.evaluate.store import Store, digest
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import Options, Task
+from fffconvert.evaluate.verdict import verdict
 
 CONTROLS = ("deleted", "dense", "random_routing")
 """Controls that every row states, null where they were not given."""
@@ -73,7 +74,7 @@ def measure_as(
 def figure(metric: Metric, result: Mapping[str, Any]) -> dict[str, Any]:
     """A metric of what was measured: `metric`, `value`, `ci95`, `n`."""
     units = np.array(result["units"], dtype=np.float64)
-    value, ends = _number(metric.compute(units)), _interval(metric, [units])
+    value, ends = _number(metric.compute(units)), interval(metric, [units])
     return {"metric": metric.name, "value": value, "ci95": ends, "n": len(units)}
 
 
@@ -91,7 +92,7 @@ def row(
     units = {role: np.array(result["units"], dtype=np.float64) for role, result in results.items()}
     metric, own = task.metrics[0], units["model"]
     figures = {role: _number(metric.compute(found)) for role, found in units.items()}
-    intervals = {role: _interval(metric, [found]) for role, found in units.items()}
+    intervals = {role: interval(metric, [found]) for role, found in units.items()}
     controls = {role: figures[role] for role in units if role not in ("model", "teacher")}
     document: dict[str, Any] = {
         "metric": metric.name,
@@ -102,6 +103,7 @@ def row(
         "teacher": figures.get("teacher"),
         **dict.fromkeys(CONTROLS),
         **controls,
+        "verdicts": {role: verdict(metric, own, units[role]) for role in controls},
         "ci95_of": {role: found for role, found in intervals.items() if role != "model"},
         "retained": None,
         "retained_ci95": None,
@@ -119,20 +121,19 @@ def row(
     others = task.metrics[1:]
     if others:
         document["others"] = {
-            other.name: {"value": _number(other.compute(own)), "ci95": _interval(other, [own])}
+            other.name: {"value": _number(other.compute(own)), "ci95": interval(other, [own])}
             for other in others
         }
     if "teacher" in units and not task.beside_teacher:
         pair = [own, units["teacher"]]
         document["retained"] = _number(retained(metric, pair))
-        document["retained_ci95"] = _interval(metric, pair, retained)
+        document["retained_ci95"] = interval(metric, pair, retained)
         if "deleted" in units:
             three = [*pair, units["deleted"]]
             document["recovered"] = _number(recovered(metric, three))
-            document["recovered_ci95"] = _interval(metric, three, recovered)
+            document["recovered_ci95"] = interval(metric, three, recovered)
             # Where deleting all blocks costs nothing that shows, a share of it means nothing.
-            ends = _interval(metric, three[1:], lost)
-            document["recovered_unclear"] = ends is None or ends[0] <= 0
+            document["recovered_unclear"] = verdict(metric, *three[1:]) != "better"
     return document
 
 
@@ -146,24 +147,6 @@ def recovered(metric: Metric, units: Sequence[Units]) -> float:
     """Of what deleting the blocks takes away, the share that the model has: 1 for the teacher."""
     own, teacher, deleted = (metric.compute(part) for part in units)
     return (own - deleted) / (teacher - deleted) if teacher != deleted else math.nan
-
-
-def lost(metric: Metric, units: Sequence[Units]) -> float:
-    """By how much the teacher is better than itself with its blocks deleted: what there is to recover."""
-    teacher, deleted = (metric.compute(part) for part in units)
-    return teacher - deleted if metric.higher_is_better else deleted - teacher
-
-
-def _interval(metric: Metric, units: Sequence[Units], figure: Any = None) -> list[float] | None:
-    """95 % interval of a figure of one or several models, over the same resampled units of all."""
-    borders = np.cumsum([part.shape[1] for part in units])[:-1]
-
-    def compute(drawn: Units) -> float:
-        parts = np.split(drawn, borders, axis=1)
-        return metric.compute(parts[0]) if figure is None else figure(metric, parts)
-
-    low, high = bootstrap(compute, np.concatenate(units, axis=1))
-    return None if math.isnan(low) else [low, high]
 
 
 def _number(value: float) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,29 @@ def bootstrap(compute: Callable[[Units], float], units: Units, *, resamples: int
             return math.nan, math.nan
         low, high = np.nanpercentile(drawn, LEVEL)
     return float(low), float(high)
+
+
+def interval(
+    metric: Metric, units: Sequence[Units], figure: Callable[[Metric, Sequence[Units]], float] | None = None
+) -> list[float] | None:
+    """95 % interval of a figure of one or several models, over the same resampled units of all.
+
+    Args:
+        metric: The metric.
+        units: [n, columns] of each model, row by row of the same thing.
+        figure: Of the metric and the models' units; the first model's metric by default.
+
+    Returns:
+        Lower and upper end; None where it is undefined.
+    """
+    borders = np.cumsum([part.shape[1] for part in units])[:-1]
+
+    def compute(drawn: Units) -> float:
+        parts = np.split(drawn, borders, axis=1)
+        return metric.compute(parts[0]) if figure is None else figure(metric, parts)
+
+    low, high = bootstrap(compute, np.concatenate(units, axis=1))
+    return None if math.isnan(low) else [low, high]
 
 
 def over_seeds(metric: Callable[[Units, Units], float]) -> Callable[[Units], float]:

@@ -67,8 +67,9 @@ class Metrics:
 class TaskScore:
     """One task of `eval.json`: the converted model beside its teacher and the controls.
 
-    Intervals are of 95 %; `ci95_of` has those of the teacher and the controls. What was recovered is unclear
-    where deleting all blocks costs nothing that shows.
+    Intervals are of 95 %; `ci95_of` has those of the teacher and the controls. `verdicts` has "better",
+    "worse" or "undecided" against each control. What was recovered is unclear where deleting all blocks costs
+    nothing that shows.
     """
 
     metric: str
@@ -83,20 +84,11 @@ class TaskScore:
     recovered: float | None = None
     limit: int | None = None
     higher_is_better: bool = True
+    verdicts: dict[str, str] = field(default_factory=dict)
     ci95_of: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     retained_ci95: tuple[float, float] | None = None
     recovered_ci95: tuple[float, float] | None = None
     recovered_unclear: bool = False
-
-    def beats(self, control: str) -> bool | None:
-        """Whether the value is better than a control's; None if one lies in the other's interval."""
-        other = getattr(self, control)
-        if other is None or self.value is None:
-            return None
-        for value, interval in ((other, self.ci95), (self.value, self.ci95_of.get(control))):
-            if interval is not None and interval[0] <= value <= interval[1]:
-                return None
-        return bool(self.value > other if self.higher_is_better else self.value < other)
 
 
 @dataclass(frozen=True)

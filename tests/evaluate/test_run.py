@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import re
@@ -19,7 +18,7 @@ import fffconvert as fff
 from fffconvert.cli import app
 from fffconvert.errors import FFFError
 from fffconvert.evaluate import TASKS, run
-from fffconvert.evaluate.compare import lost, recovered, retained, row
+from fffconvert.evaluate.compare import recovered, retained, row
 from fffconvert.evaluate.metrics import ACCURACY
 from fffconvert.evaluate.run import write_results
 
@@ -70,7 +69,7 @@ def test_people_get_a_table_and_a_limit_is_marked(save: Callable[..., Path], pla
     options = ["--task", "sts-b", "--limit", "10", "--teacher", model, "--control", f"dense={model}", *place]
     result = call(model, *options)
     assert result.exit_code == 0, result.output
-    for words in ("spearman", "100.0%", "(limited)", "quick look", "the trees bought nothing here"):
+    for words in ("spearman", "100.0%", "(limited)", "quick look", "cannot be told from dense blocks"):
         assert words in result.stdout
     document = json.loads(call(model, *options, "--json").stdout)
     assert document["tasks"]["sts-b"]["limit"] == document["tasks"]["sts-b"]["n"] == 10
@@ -227,9 +226,6 @@ def test_shares():
     assert retained(ACCURACY, [own, teacher]) == pytest.approx(7 / 9)
     assert recovered(ACCURACY, [own, teacher, deleted]) == pytest.approx(0.5)
     assert np.isnan(recovered(ACCURACY, [own, teacher, teacher]))
-    assert lost(ACCURACY, [teacher, deleted]) == pytest.approx(0.4)
-    backwards = dataclasses.replace(ACCURACY, higher_is_better=False)
-    assert lost(backwards, [teacher, deleted]) == pytest.approx(-0.4)
 
 
 @pytest.mark.parametrize(("right", "unclear"), [(20, False), (36, False), (39, True), (40, True)])

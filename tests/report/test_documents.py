@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import report_documents as documents
 
 from fffconvert.convert import BlockResult
 from fffconvert.errors import FFFError
-from fffconvert.report.documents import Block, TaskScore, read_conversion
+from fffconvert.report.documents import Block, read_conversion
 
 
 def test_reads_what_is_there(tmp_path: Path):
@@ -70,30 +69,6 @@ def test_refuses_what_is_not_text(tmp_path: Path):
 def test_leaves_out_a_line_that_a_killed_run_has_left_unfinished(tmp_path: Path):
     (tmp_path / "training.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert [step.step for step in read_conversion(tmp_path).training] == [1]
-
-
-@pytest.mark.parametrize(
-    ("value", "ci95", "other", "ci95_of_other", "higher", "beats"),
-    [
-        (0.8, (0.78, 0.82), 0.7, None, True, True),
-        (0.8, (0.78, 0.82), 0.9, None, True, False),
-        (0.8, (0.78, 0.82), 0.79, None, True, None),
-        (0.8, (0.78, 0.82), 0.7, (0.6, 0.81), True, None),
-        (0.8, (0.78, 0.82), 0.7, (0.6, 0.75), True, True),
-        (8.0, (7.5, 8.5), 9.0, None, False, True),
-        (8.0, (7.5, 8.5), 7.0, None, False, False),
-        (0.8, None, 0.79, None, True, True),
-        (0.8, None, 0.8, None, True, False),
-        (0.8, None, 0.8, None, False, False),
-    ],
-)
-def test_beats_only_what_lies_outside_the_intervals(
-    value: float, ci95: Any, other: float, ci95_of_other: Any, higher: bool, beats: bool | None
-):
-    task = TaskScore(
-        "metric", value, ci95, dense=other, higher_is_better=higher, ci95_of={"dense": ci95_of_other}
-    )
-    assert task.beats("dense") is beats
 
 
 def test_a_distilled_model_is_that_of_its_conversion(tmp_path: Path):

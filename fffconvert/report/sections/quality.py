@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fffconvert.report.documents import Conversion, TaskScore
@@ -62,12 +62,12 @@ def findings(conversion: Conversion) -> list[Finding]:
     tasks = conversion.evaluation.tasks
     found: list[Finding] = []
     for control in JUDGED:
-        groups: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+        groups: dict[str | None, list[str]] = {}
         for name, task in tasks.items():
             other = getattr(task, control)
             if other is not None and task.value is not None:
                 words = f"{name} ({number(task.value)} against {number(other)})"
-                groups[task.beats(control)].append(words)
+                groups.setdefault(task.verdicts.get(control), []).append(words)
         found += _judged(control, groups)
     blunt = [name for name, task in tasks.items() if task.recovered_unclear]
     if blunt:
@@ -89,19 +89,20 @@ def findings(conversion: Conversion) -> list[Finding]:
     return found
 
 
-def _judged(control: str, groups: dict[bool | None, list[str]]) -> list[Finding]:
+def _judged(control: str, groups: Mapping[str | None, list[str]]) -> list[Finding]:
     called = f"The control “{CONTROLS[control][0]}”"
-    found = []
-    if groups[False]:
-        end = "the trees bought nothing there" if control == "dense" else "nothing was kept there"
-        found.append(Finding("bad", f"{called} is not beaten on {', '.join(groups[False])}: {end}."))
-    if groups[None]:
-        found.append(
-            Finding("open", f"{called} and the conversion cannot be told apart on {', '.join(groups[None])}.")
-        )
-    if groups[True]:
-        found.append(Finding("good", f"{called} is beaten on {', '.join(groups[True])}."))
-    return found
+    end = "the trees bought nothing there" if control == "dense" else "nothing was kept there"
+    said = {
+        "worse": ("bad", "is not beaten on", f": {end}"),
+        "undecided": ("open", "and the conversion cannot be told apart on", ""),
+        "better": ("good", "is beaten on", ""),
+        None: ("open", "was not decided on when it was measured on", "; run fffconvert eval again"),
+    }
+    return [
+        Finding(kind, f"{called} {verb} {', '.join(groups[found])}{more}.")
+        for found, (kind, verb, more) in said.items()
+        if groups.get(found)
+    ]
 
 
 def _table(tasks: dict[str, TaskScore]) -> Table:
