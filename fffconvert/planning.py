@@ -18,9 +18,10 @@ from fffconvert.convert import HELD_OUT, Prepared
 from fffconvert.errors import FFFError
 from fffconvert.figures import figure_class
 from fffconvert.fit import fit_layer, r2, token_weights
-from fffconvert.fit.calibrate import Batch
+from fffconvert.fit.calibrate import Batch, on_device
 from fffconvert.fit.mean import MeanOutput
 from fffconvert.fit.neurons import neurons_of
+from fffconvert.fit.padding import mask_for, without_padding
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation, tensors_in
@@ -287,8 +288,12 @@ def _sensitivity(
 
 
 def _outputs(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
+    """The largest output on each batch, [tokens, d], without padding."""
     with evaluation(model):
-        return [_largest(model(**batch)) for batch in batches]
+        return [
+            without_padding(_largest(model(**on_device(model, batch))), mask_for(model, "", batch), "output")
+            for batch in batches
+        ]
 
 
 def _largest(output: Any) -> Tensor:

@@ -150,6 +150,9 @@ class Distiller(nn.Module):
             `loss`, and each objective before its weight.
         """
         divide = Counts(*(self.counts(batch) if counts is None else counts.unbind()))
+        for layer in self.layers:
+            if layer.routing:
+                layer.routing.tokens = batch["attention_mask"].bool().flatten()
         positions = self.positions(batch) if self.wanted.logits else None
         teacher = None if self.teacher is None else self.teacher(batch, self.wanted, positions)
         if self.stage.kind is Kind.BLOCKS:

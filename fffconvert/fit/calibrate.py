@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fffconvert.errors import FFFError
 from fffconvert.fit.corpus import default_corpus
 from fffconvert.fit.masking import with_masks
+from fffconvert.fit.padding import mask_for, without_padding
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation
 
@@ -163,27 +164,34 @@ def block_inputs(model: nn.Module, site: FFNSite, batches: Sequence[Batch]) -> T
     Raises:
         FFFError: The block was not reached, or was given values that are not finite.
     """
-    with evaluation(model), captured_inputs(model, site) as taken:
+    taken: list[Tensor] = []
+    with evaluation(model):
         for batch in batches:
-            with suppress(Reached):
+            with captured_inputs(model, site, batch) as own, suppress(Reached):
                 model(**on_device(model, batch))
+            taken += own
+    if not taken:
+        raise _unreached(site)
     return torch.cat(taken)
 
 
 @contextmanager
-def captured_inputs(model: nn.Module, site: FFNSite) -> Iterator[list[Tensor]]:
+def captured_inputs(model: nn.Module, site: FFNSite, batch: Batch) -> Iterator[list[Tensor]]:
     """Take what a block is given in the body: [tokens, d_model] for each call, in float32 on the CPU.
 
-    A run ends with `Reached` at the block, unless the block is called more than once in it.
+    Tokens that the batch's mask says are padding are left out. A run ends with `Reached` at the block, unless
+    the block is called more than once in it.
 
     Raises:
         FFFError: The block was not reached, or was given values that are not finite.
     """
     taken: list[Tensor] = []
+    mask = mask_for(model, site.placement.entry[0], batch)
 
     def take(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].detach().movedim(site.placement.feature_axis, -1)
-        taken.append(x.reshape(-1, site.d_model).to("cpu", torch.float32, copy=True))
+        x = without_padding(x, mask, f"block {site.name}")
+        taken.append(x.to("cpu", torch.float32, copy=True))
         if site.shared_calls == 1:
             raise Reached
 
@@ -193,11 +201,15 @@ def captured_inputs(model: nn.Module, site: FFNSite) -> Iterator[list[Tensor]]:
     finally:
         handle.remove()
     if not taken:
-        raise FFFError(
-            f"block {site.name} was never reached by the calibration inputs; leave it out with --exclude"
-        )
+        raise _unreached(site)
     if not all(bool(x.isfinite().all()) for x in taken):
         raise FFFError(f"block {site.name} is given values that are not finite; check the model's weights")
+
+
+def _unreached(site: FFNSite) -> FFFError:
+    return FFFError(
+        f"block {site.name} was never reached by the calibration inputs; leave it out with --exclude"
+    )
 
 
 def on_device(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class ActivationStream:
         return self._path is not None
 
     def inputs(self, site: FFNSite) -> list[Tensor]:
-        """What the block is given: [tokens, d_model] for each batch, in float32 on the CPU.
+        """What the block is given: [tokens, d_model] for each batch, in float32 on the CPU, without padding.
 
         Raises:
             FFFError: The block was not reached, or was given values that are not finite.
@@ -70,10 +70,9 @@ class ActivationStream:
                 for call in tqdm(self._calls, desc=f"layer {self._done}", leave=False, disable=None):
                     call.state.copy_(_first(call.run(self._layers[self._done])))
                 self._done += 1
-            return [
-                self._until(site, call)
-                for call in tqdm(self._calls, desc=site.name, leave=False, disable=None)
-            ]
+            calls = zip(self._batches, self._calls, strict=True)
+            bar = tqdm(calls, desc=site.name, total=len(self._calls), leave=False, disable=None)
+            return [self._until(site, batch, call) for batch, call in bar]
 
     @property
     def _layers(self) -> nn.ModuleList:
@@ -98,9 +97,9 @@ class ActivationStream:
             self._calls.append(_Call(kept, call.rest, call.keywords))
             start += call.state.numel()
 
-    def _until(self, site: FFNSite, call: _Call) -> Tensor:
+    def _until(self, site: FFNSite, batch: Batch, call: _Call) -> Tensor:
         """Run a layer until its block is reached."""
-        with captured_inputs(self._model, site) as taken, suppress(Reached):
+        with captured_inputs(self._model, site, batch) as taken, suppress(Reached):
             call.run(self._layers[self._done])
         return taken[0]
 

@@ -30,6 +30,7 @@ class TrainingRouting:
         load_balance: Weight of the term that pulls each node's mean decision to one half.
         entropy: Weight of the mean entropy of the decisions, in bits.
         terms: The weighted terms of each call since this was emptied.
+        tokens: [tokens], true at those that the terms are about, as none of padding is; None for all.
     """
 
     temperature: float | None = None
@@ -38,6 +39,7 @@ class TrainingRouting:
     load_balance: float = 0.0
     entropy: float = 0.0
     terms: list[Tensor] = field(default_factory=list)
+    tokens: Tensor | None = None
 
     def __call__(self, x: Tensor, weights: Weights, activation: str) -> Tensor:
         """Compute the trees.
@@ -58,7 +60,9 @@ class TrainingRouting:
             soft = expectation(x, weights, activation, self.temperature, decisions_only=True)
             y = y + (soft - soft.detach()).to(y.dtype)
         if self.load_balance or self.entropy:
-            self.terms.append(self._shape(logits, leaf, weights))
+            known = self.tokens is not None and len(self.tokens) == len(logits)
+            counted = self.tokens if known else slice(None)
+            self.terms.append(self._shape(logits[counted], leaf[counted], weights))
         return y
 
     def _hard(self, x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -169,6 +169,18 @@ def test_the_balance_term_spreads_tokens_and_the_entropy_term_makes_decisions_cl
         assert better()
 
 
+def test_the_terms_are_about_tokens_and_not_about_padding():
+    spec = FFFSpec(6, 5, 2)
+    layer, x = drawn(spec, 40)
+    tokens = torch.arange(40) < 25
+    layer.routing = TrainingRouting(load_balance=1.0, entropy=0.5)
+    layer(x[:25])
+    layer.routing.tokens = tokens
+    layer(x)
+    alone, masked = layer.routing.terms
+    torch.testing.assert_close(masked, alone)
+
+
 def test_inference_ignores_all_of_it():
     layer, x = drawn(SPECS[2])
     with torch.no_grad():
