@@ -68,10 +68,9 @@ def make_control(folder: str | Path, control: Control) -> hub.Loaded:
     converted = hub.load(str(folder)).model
     options = {name: value for name, value in recipe.items() if name in Recipe.__dataclass_fields__}
     options["tokens"] = min(options.get("tokens", TOKENS), TOKENS)
-    sources = recipe.get("calibration") or []
-    prepared = prepare(
-        base.model, Recipe(**options), read_corpus(sources) if sources else None, base.tokenizer
-    )
+    sources, columns = recipe.get("calibration") or [], recipe.get("text_columns") or ()
+    texts = read_corpus(sources, columns) if sources else None
+    prepared = prepare(base.model, Recipe(**options), texts, base.tokenizer)
     layers = surgery.layers_of(converted)
     stream = ActivationStream(base.model, prepared.sites, prepared.batches)
     for site in tqdm(prepared.sites, desc=control.value, unit="block", disable=None):

@@ -17,21 +17,19 @@ from transformers import PreTrainedModel
 from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
 from fffconvert.fit import fit_layer, read_corpus
-from fffconvert.fit.calibrate import Batch, calibration_batches
+from fffconvert.fit.calibrate import Batch, Calibration, calibration_of
 from fffconvert.fit.diagnose import Diagnostics, diagnose, outputs
 from fffconvert.fit.kept import KeptLayers
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.refine import refine_layer, split_off
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.locate import FFNSite, Sites, locate
-from fffconvert.locate.inputs import example_inputs as default_inputs
+from fffconvert.locate.inputs import Inputs, inputs_for
 from fffconvert.plan import FFFSpec, LayerForm, plan, select
 from fffconvert.tree import FFFLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 
-HELD_OUT = 0.125
-"""Share of the calibration batches that no layer is fitted on."""
 CHUNK = 8192
 """Tokens per step when a block or layer is evaluated on the calibration activations."""
 
@@ -57,6 +55,7 @@ class Recipe:
             the original model.
         refine: Passes over the tokens in which gradient steps refine each layer on its block's output; 0 for
             none.
+        text_columns: Of rows of data, those that hold text; empty to find them by their usual names.
         shapes: For each block of a plan what differs from the numbers above; other blocks are left.
     """
 
@@ -74,6 +73,7 @@ class Recipe:
     seed: int = 0
     sequential: bool = True
     refine: int = 0
+    text_columns: tuple[str, ...] = ()
     shapes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,6 +97,7 @@ class Recipe:
             "layer": self.layer.value,
             "include": list(self.include),
             "exclude": list(self.exclude),
+            "text_columns": list(self.text_columns),
         }
 
 
@@ -149,11 +150,15 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Blocks that can be replaced, what each becomes, and the text and the way to fit them."""
+    """Blocks that can be replaced, what each becomes, and the text and the way to fit them.
+
+    No layer is fitted on the first `held_out` batches.
+    """
 
     sites: Sites
     specs: dict[str, FFFSpec]
     batches: tuple[Batch, ...]
+    held_out: int
     sequential: bool = True
     refine: int = 0
 
@@ -181,9 +186,9 @@ def convert(
     trunk: int = 0,
     leaf_width: int = 0,
     layer: LayerForm | str = LayerForm.BRANCH,
-    calibration: Iterable[str] | Iterable[Batch] | None = None,
+    calibration: Iterable[Any] | None = None,
     tokenizer: Any = None,
-    example_inputs: Mapping[str, Any] | None = None,
+    example_inputs: Inputs | None = None,
     keep_originals: bool = True,
     **options: Any,
 ) -> Model:
@@ -196,14 +201,16 @@ def convert(
         trunk: Rank of the always-active linear map; 0 for none.
         leaf_width: Neurons of the dense block at each end of a path, of the original's; 0 for none.
         layer: "branch" or "paper".
-        calibration: Texts (with `tokenizer`), or keyword arguments of forward passes; English text that
-            comes with Python by default.
+        calibration: Texts or rows of data (with `tokenizer`), or what forward passes take, each a tensor, a
+            tuple or a mapping of tensors; tokens that `attention_mask` says are padding do not count. English
+            text that comes with Python by default. An eighth is held out: whole texts, or the first batches.
         tokenizer: The model's tokenizer.
-        example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+        example_inputs: What one forward pass takes, where it cannot be guessed: a tensor, a tuple or a
+            mapping.
         keep_originals: Keep the original blocks in memory as long as the model is, so that
             `fffconvert.restore(model)` can put them back.
         **options: Further fields of `Recipe`: leaf_sparsity, include, exclude, tokens, sequential, refine,
-            shapes and more.
+            text_columns, shapes and more.
 
     Returns:
         The model.
@@ -220,9 +227,9 @@ def convert(
 def prepare(
     model: nn.Module,
     recipe: Recipe,
-    calibration: Iterable[str] | Iterable[Batch] | None = None,
+    calibration: Iterable[Any] | Calibration | None = None,
     tokenizer: Any = None,
-    example_inputs: Mapping[str, Any] | None = None,
+    example_inputs: Inputs | None = None,
 ) -> Prepared:
     """Find what to convert and check all that can be checked; the model is left as it is.
 
@@ -230,7 +237,7 @@ def prepare(
         FFFError: There is nothing to convert, or no calibration text fits the model.
     """
     _check_present(model)
-    inputs = default_inputs(model) if example_inputs is None else example_inputs
+    inputs = inputs_for(model, example_inputs)
     sites = locate(model, inputs, min_expansion=recipe.min_expansion)
     names = [name for name, _ in model.named_modules()]
     unknown = sorted(set(recipe.shapes) - {site.name for site in sites})
@@ -257,12 +264,10 @@ def prepare(
     for site in sites:
         if specs[site.name].leaf_width:
             neurons_of(site)  # says so now if there are none to take over
-    batches = calibration_batches(
-        model, calibration, tokenizer, tokens=recipe.tokens, length=recipe.length, seed=recipe.seed
-    )
-    if len(batches) < 2:
-        raise FFFError("the calibration text fills a single batch; give more, so that some can be held out")
-    return Prepared(sites, specs, tuple(batches), recipe.sequential, recipe.refine)
+    options = {"tokens": recipe.tokens, "length": recipe.length, "seed": recipe.seed}
+    text = calibration_of(model, calibration, tokenizer, columns=recipe.text_columns, **options)
+    batches = (*text.held_out, *text.fitted)
+    return Prepared(sites, specs, batches, len(text.held_out), recipe.sequential, recipe.refine)
 
 
 def _check_present(model: nn.Module) -> None:
@@ -285,14 +290,13 @@ def fit_blocks(
     The target of a block is what the original block makes of those inputs. If anything fails, the model gets
     its original blocks back. Layers that are kept already are not fitted again.
     """
-    held_out = max(1, round(HELD_OUT * len(prepared.batches)))
     stream = ActivationStream(model, prepared.sites, prepared.batches)
     results, later = [], {}
     with surgery.undone_on_error(model):
         for site in tqdm(prepared.sites, desc="fit", unit="block", disable=None):
             spec = prepared.specs[site.name]
             earlier = None if kept is None else kept.load(site.name, spec)
-            layer, found = earlier or _fit(stream, site, prepared, held_out)
+            layer, found = earlier or _fit(stream, site, prepared)
             layer.spec = spec
             if kept is not None and earlier is None:
                 kept.save(site.name, layer, found)
@@ -308,13 +312,11 @@ def fit_blocks(
     return results
 
 
-def _fit(
-    stream: ActivationStream, site: FFNSite, prepared: Prepared, held_out: int
-) -> tuple[FFFLayer, Diagnostics]:
-    """Fit one block on all batches but the first `held_out`, on which it is measured."""
+def _fit(stream: ActivationStream, site: FFNSite, prepared: Prepared) -> tuple[FFFLayer, Diagnostics]:
+    """Fit one block on all batches but those held out, on which it is measured."""
     spec = replace(prepared.specs[site.name], feature_axis=-1)
     inputs = stream.inputs(site)
-    test, train = torch.cat(inputs[:held_out]), torch.cat(inputs[held_out:])
+    test, train = torch.cat(inputs[: prepared.held_out]), torch.cat(inputs[prepared.held_out :])
     del inputs
     block = site.dense().to("cpu", torch.float32)
     y = outputs(block, train)
@@ -367,7 +369,7 @@ def convert_model(
     """
     started = time.monotonic()
     hub.check_output(output, overwrite=overwrite)
-    texts = read_corpus(calibration) if calibration else None
+    texts = read_corpus(calibration, recipe.text_columns) if calibration else None
     loaded = hub.load(name, revision=revision, trust_remote_code=trust_remote_code)
     prepared = prepare(loaded.model, recipe, texts, loaded.tokenizer)
     if dry_run:

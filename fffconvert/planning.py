@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fffconvert import surgery
-from fffconvert.convert import HELD_OUT, Prepared
+from fffconvert.convert import Prepared
 from fffconvert.errors import FFFError
 from fffconvert.figures import figure_class
 from fffconvert.fit import fit_layer, r2, token_weights
@@ -80,7 +80,7 @@ def measure_curves(model: nn.Module, prepared: Prepared) -> list[Curve]:
         model: The model; left as it is.
         prepared: Its blocks and text, from `fffconvert.convert.prepare`.
     """
-    held_out = max(1, round(HELD_OUT * len(prepared.batches)))
+    held_out = prepared.held_out
     stream = ActivationStream(model, prepared.sites, prepared.batches)
     probes = prepared.batches[: min(held_out, PROBE_BATCHES)]
     expected = _outputs(model, probes)

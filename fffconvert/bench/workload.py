@@ -18,6 +18,7 @@ from fffconvert.convert import Recipe, prepare
 from fffconvert.errors import FFFError
 from fffconvert.fit import default_corpus, fit_layer
 from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_decoder_inputs
+from fffconvert.fit.length import longest
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation
 from fffconvert.plan import FFFSpec, LayerForm
@@ -120,7 +121,7 @@ class _RealModel:
         wanted = self.tokens + (0 if self.layers else FIT_TOKENS)
         if loaded.tokenizer is None:
             raise FFFError(f"{settings.model} has no tokenizer, so there is no text to get activations from")
-        length = min(LENGTH, loaded.tokenizer.model_max_length)
+        length = longest(self.model, loaded.tokenizer, LENGTH)
         texts = default_corpus(CHARACTERS_PER_TOKEN * wanted)
         batches = text_batches(texts, loaded.tokenizer, tokens=wanted, length=length, seed=settings.seed)
         self.batches = with_decoder_inputs(self.model, batches)

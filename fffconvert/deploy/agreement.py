@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fffconvert.deploy.outputs import main_output
-from fffconvert.fit.corpus import default_corpus
+from fffconvert.fit.corpus import default_corpus, rendered
+from fffconvert.fit.length import longest
+from fffconvert.fit.rows import Row
 from fffconvert.locate.capture import evaluation
 from fffconvert.locate.inputs import example_inputs
 
@@ -49,7 +52,9 @@ class Outputs:
         texts: What to read; by default prose that comes with Python.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any | None, texts: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any | None, texts: Iterable[str | Row] | None = None
+    ) -> None:
         self._kind, self._batches = _batches(model, tokenizer, texts)
         self._expected = list(self._run(model))
 
@@ -83,14 +88,16 @@ class Outputs:
 
 
 def _batches(
-    model: nn.Module, tokenizer: Any | None, texts: Iterable[str] | None
+    model: nn.Module, tokenizer: Any | None, texts: Iterable[str | Row] | None
 ) -> tuple[str, list[dict[str, Any]]]:
     device = next(model.parameters()).device
     if tokenizer is None:
         return "random", [example_inputs(model)]
-    chosen = list(default_corpus(TEXTS * 600) if texts is None else texts)[:TEXTS]
+    given = default_corpus(TEXTS * 600) if texts is None else texts
+    chosen = list(islice((part for text in given for part in rendered(text, tokenizer)), TEXTS))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     parts = (chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH))
-    options: dict[str, Any] = {"truncation": True, "max_length": LENGTH, "return_tensors": "pt"}
+    most = longest(model, tokenizer, LENGTH)
+    options: dict[str, Any] = {"truncation": True, "max_length": most, "return_tensors": "pt"}
     return "text", [dict(tokenizer(part, padding=True, **options).to(device)) for part in parts]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fffconvert.deploy.exporting import axes, computing, exporting
 from fffconvert.deploy.outputs import MainOutput
 from fffconvert.errors import FFFError, first_line
+from fffconvert.locate.inputs import Inputs
 
 
-def export_aot(
-    model: nn.Module, path: str | Path, *, example_inputs: Mapping[str, Tensor] | None = None
-) -> None:
+def export_aot(model: nn.Module, path: str | Path, *, example_inputs: Inputs | None = None) -> None:
     """Compile a model for this machine's processor and write it as a package (`.pt2`).
 
     `torch._inductor.aoti_load_package(path)` loads it in a process that has imported `fffconvert.runtime`,
@@ -26,7 +24,7 @@ def export_aot(
     Args:
         model: A converted model, with plain linear maps; left as it was.
         path: File to write, ending in `.pt2`.
-        example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+        example_inputs: What one forward pass takes, where it cannot be guessed: tensor, tuple or mapping.
 
     Raises:
         FFFError: There is no compiler, or the model cannot be exported.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fffconvert.errors import FFFError
 from fffconvert.locate.capture import evaluation
-from fffconvert.locate.inputs import example_inputs as default_inputs
+from fffconvert.locate.inputs import Inputs, inputs_for
 from fffconvert.runtime import Inference
 from fffconvert.runtime.int8_linear import Int8Linear
 from fffconvert.tree import FFFLayer
@@ -30,7 +30,7 @@ def axes(name: str) -> dict[int, str]:
 
 
 @contextmanager
-def exporting(model: nn.Module, example_inputs: Mapping[str, Tensor] | None) -> Iterator[dict[str, Tensor]]:
+def exporting(model: nn.Module, example_inputs: Inputs | None) -> Iterator[dict[str, Tensor]]:
     """Prepare a model for export: evaluation, no cache of earlier tokens, silence. Undone afterwards.
 
     Yields:
@@ -41,9 +41,9 @@ def exporting(model: nn.Module, example_inputs: Mapping[str, Tensor] | None) -> 
     """
     if any(isinstance(module, Int8Linear) for module in model.modules()):
         raise FFFError("the model's linear maps are in int8 already; export the model before it is deployed")
-    given = default_inputs(model, batch=2, length=16) if example_inputs is None else example_inputs
+    given = inputs_for(model, example_inputs, batch=2, length=16)
     with evaluation(model), _without_cache(model), _quiet():
-        yield dict(given)
+        yield given
 
 
 @contextmanager

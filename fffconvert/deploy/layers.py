@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
 from fffconvert.fit.diagnose import skipped_share
 from fffconvert.locate import locate
-from fffconvert.locate.inputs import example_inputs
+from fffconvert.locate.inputs import Inputs, example_inputs
 from fffconvert.runtime import Inference, cmm
 from fffconvert.runtime.backends import backends
 from fffconvert.runtime.heap import keep_freed_memory
@@ -64,7 +64,7 @@ def deploy(
     *,
     originals: Mapping[str, nn.Module] | None = None,
     quantize_rest: str = "none",
-    example_inputs: Mapping[str, Any] | None = None,
+    example_inputs: Inputs | None = None,
 ) -> Model:
     """Make a converted model's layers compute as fast as they can here, in memory and in place.
 
@@ -80,7 +80,8 @@ def deploy(
             `convert` keeps in this process.
         quantize_rest: "int8" puts the other linear maps into int8 and attention's dot products into bfloat16
             where that is faster; the model is for inference alone afterwards. "none" leaves them.
-        example_inputs: With "int8", keyword arguments of one forward pass, where they cannot be guessed.
+        example_inputs: With "int8", what one forward pass takes, where it cannot be guessed: tensor, tuple or
+            mapping.
 
     Returns:
         The model.

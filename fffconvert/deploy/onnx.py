@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fffconvert.deploy.exporting import axes, computing, exporting
 from fffconvert.deploy.outputs import MainOutput, main_output
 from fffconvert.errors import FFFError, first_line
+from fffconvert.locate.inputs import Inputs
 from fffconvert.runtime import ACTIVATIONS, VECTORS, Scales, Weights
 
 DOMAIN, OPERATOR = "fffconvert", "CMM"
@@ -30,7 +30,7 @@ def export_onnx(
     path: str | Path,
     *,
     standard: bool = False,
-    example_inputs: Mapping[str, Tensor] | None = None,
+    example_inputs: Inputs | None = None,
 ) -> None:
     """Write a model as ONNX, with weights in float32 and any batch and length of inputs.
 
@@ -39,7 +39,7 @@ def export_onnx(
         path: File to write; large weights go to a file of the same name with `.data` behind.
         standard: Standard operators alone. Otherwise each FFF layer is one operator `fffconvert::CMM`, which
             ONNX Runtime knows after `fffconvert.register_onnxruntime(options)`.
-        example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+        example_inputs: What one forward pass takes, where it cannot be guessed: tensor, tuple or mapping.
 
     Raises:
         FFFError: A package is missing, or the model cannot be exported.

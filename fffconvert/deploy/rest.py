@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from fffconvert.errors import FFFError
 from fffconvert.hub.attention import bfloat16_attention, use_bfloat16_attention
 from fffconvert.hub.deployment import join, put_int8
 from fffconvert.locate.capture import evaluation
-from fffconvert.locate.inputs import example_inputs as default_inputs
+from fffconvert.locate.inputs import Inputs, inputs_for
 from fffconvert.runtime.int8_linear import Int8Linear, int8_trunk
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
@@ -63,7 +63,7 @@ def check_rest(name: str) -> None:
         raise FFFError(f"--quantize-rest is {name!r}; expected {' or '.join(REST)}")
 
 
-def int8_rest(model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> list[LinearDeployment]:
+def int8_rest(model: nn.Module, example_inputs: Inputs | None = None) -> list[LinearDeployment]:
     """Put linear maps into int8 where that is faster on this machine.
 
     Only maps that run when the model does are taken: some modules use the weights of others by themselves.
@@ -71,7 +71,7 @@ def int8_rest(model: nn.Module, example_inputs: Mapping[str, Any] | None = None)
 
     Args:
         model: A converted model on the CPU, with its layers deployed; changed in place.
-        example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+        example_inputs: What one forward pass takes, where it cannot be guessed: tensor, tuple or mapping.
 
     Returns:
         What was chosen for each map.
@@ -155,7 +155,7 @@ def _trunk(layer: FFFLayer) -> Callable[[Tensor], Tensor]:
     return lambda x: x @ down.T @ up
 
 
-def _used(model: nn.Module, inputs: Mapping[str, Any] | None) -> tuple[list[str], list[tuple[str, ...]]]:
+def _used(model: nn.Module, inputs: Inputs | None) -> tuple[list[str], list[tuple[str, ...]]]:
     """Modules that are called when the model runs, by name; and linear maps that get the same tensor."""
     called: dict[nn.Module, list[Tensor]] = {}
 
@@ -165,7 +165,7 @@ def _used(model: nn.Module, inputs: Mapping[str, Any] | None) -> tuple[list[str]
     handles = [module.register_forward_pre_hook(note) for module in model.modules()]
     try:
         with evaluation(model):
-            model(**(default_inputs(model) if inputs is None else inputs))
+            model(**inputs_for(model, inputs))
     except FFFError:
         raise
     except Exception as error:  # whatever a foreign forward raises

@@ -45,6 +45,7 @@ from fffconvert.distill.signals import Places, taps_of
 from fffconvert.distill.trained import add_lora, choose_trained
 from fffconvert.distill.trainer import DistillTrainer, Interrupt, last_checkpoint
 from fffconvert.errors import FFFError
+from fffconvert.fit.length import longest
 
 JOURNAL, TENSORBOARD = "training.jsonl", "tensorboard"
 EVALUATION_BATCH = 64
@@ -276,8 +277,7 @@ def _sequences(
 ) -> tuple[Dataset | IterableDataset, Dataset | None]:
     """Token sequences to train on and to evaluate on."""
     tokenizer = trainee.tokenizer
-    positions = getattr(trainee.student.config, "max_position_embeddings", None) or 1 << 30
-    length = min(data.length, tokenizer.model_max_length, int(positions))
+    length = longest(trainee.student, tokenizer, data.length, say=True)
     if texts is not None:
         rows: Any = Dataset.from_dict({data.text[0]: list(texts)})
         data = dataclasses.replace(data, text=data.text[:1])

@@ -18,6 +18,7 @@ from fffconvert.estimate.measure import timings
 from fffconvert.estimate.models import built_with_weights
 from fffconvert.estimate.report import Estimate
 from fffconvert.estimate.workload import Phase, Workload
+from fffconvert.fit.length import longest
 from fffconvert.locate import locate
 from fffconvert.locate.inputs import example_inputs
 from fffconvert.tree import FFFLayer
@@ -95,7 +96,8 @@ def _run(
 ) -> Iterator[Compared]:
     assert estimate.machine is not None
     anatomy = estimate.anatomy if name == "original" else estimate.converted
-    for batch, length in tqdm(sizes, desc=name, unit="size", disable=None):
+    for batch, asked in tqdm(sizes, desc=name, unit="size", disable=None):
+        length = longest(model, None, asked, say=True)
         inputs = example_inputs(model, batch=batch, length=length, decoder_length=length)
         with torch.inference_mode():
             times = sorted(timings(partial(model, **inputs), SECONDS, 100))

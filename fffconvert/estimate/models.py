@@ -18,6 +18,7 @@ from fffconvert import hub
 from fffconvert.errors import FFFError
 from fffconvert.estimate.anatomy import Anatomy
 from fffconvert.estimate.record import record
+from fffconvert.locate.inputs import Inputs
 
 LARGE = 2_000_000_000
 """Parameters of the largest model that is run with random weights."""
@@ -70,7 +71,7 @@ def preset(name: str) -> Preset | None:
 def anatomy_of(
     model: str | nn.Module,
     *,
-    example_inputs: Mapping[str, Any] | None = None,
+    example_inputs: Inputs | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Anatomy:
@@ -78,7 +79,7 @@ def anatomy_of(
 
     Args:
         model: A name of the list, hub id, folder, config.json, GGUF file, `pkg:DIST[/PATH]`, or a module.
-        example_inputs: Keyword arguments of one forward pass of a module, where they cannot be guessed.
+        example_inputs: What one forward pass of a module takes, where it cannot be guessed.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the code that the repository brings along.
 

@@ -18,7 +18,7 @@ from fffconvert.estimate.dissect import Sizes, dissect
 from fffconvert.estimate.workload import Stream
 from fffconvert.locate import Sites
 from fffconvert.locate.capture import Capture, capture
-from fffconvert.locate.inputs import example_inputs
+from fffconvert.locate.inputs import Inputs, example_inputs, inputs_for
 from fffconvert.locate.match import find_blocks
 
 TEXT = Sizes(batch=3, length=13, decoder_length=11)
@@ -28,20 +28,20 @@ BESIDE_OTHER = Sizes(batch=3, length=31, decoder_length=29)
 """For text beside images or sound, of which there are many rows."""
 
 
-def record(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Anatomy:
+def record(model: nn.Module, given: Inputs | None = None) -> Anatomy:
     """Record a small run and take it apart.
 
     Args:
         model: Any module, of real weights or on the meta device; left as it was.
-        inputs: Keyword arguments of one forward pass where they cannot be guessed: `TEXT.batch` sequences of
-            `TEXT.length` tokens.
+        given: What one forward pass takes, where it cannot be guessed, as a tensor, a tuple or a mapping:
+            `TEXT.batch` sequences of `TEXT.length` tokens.
 
     Raises:
         FFFError: The model does not run on the inputs, or has no feedforward block.
     """
     sizes = TEXT
-    if inputs is None:
-        inputs = example_inputs(model, **asdict(sizes))
+    inputs = inputs_for(model, given, **asdict(sizes))
+    if given is None:
         if len({"input_ids", "decoder_input_ids"} & set(inputs)) < len(CONTENT & set(inputs)):
             sizes = BESIDE_OTHER
             inputs = example_inputs(model, **asdict(sizes))

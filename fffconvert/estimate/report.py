@@ -18,6 +18,7 @@ from fffconvert.estimate.conversion import Budget, break_even_tokens, converted,
 from fffconvert.estimate.hardware import BYTES, Hardware, hardware
 from fffconvert.estimate.models import anatomy_of, preset
 from fffconvert.estimate.workload import Phase, Workload
+from fffconvert.locate.inputs import Inputs
 from fffconvert.plan import FFFSpec, LayerForm
 
 _Choice = TypeVar("_Choice", bound=Enum)
@@ -233,7 +234,7 @@ def estimate(
     dtype: str = "float32",
     hardware: str | Hardware | None = None,
     tokens: int = 1_000_000_000,
-    example_inputs: Mapping[str, Any] | None = None,
+    example_inputs: Inputs | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Estimate:
@@ -253,7 +254,7 @@ def estimate(
         dtype: Of weights and activations, a key of `fffconvert.estimate.hardware.BYTES`.
         hardware: A machine or its name, "this" for the one at hand, or a JSON file.
         tokens: Training tokens.
-        example_inputs: Keyword arguments of one forward pass of a module, where they cannot be guessed.
+        example_inputs: What one forward pass of a module takes, where it cannot be guessed.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the code that the repository brings along.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fffconvert.fit.length import longest
 from fffconvert.locate.capture import evaluation
 
 TOKENS_PER_BATCH = 4096
@@ -37,12 +38,6 @@ def equal_lengths(
                 part = indices[start : start + step]
                 yield part, torch.tensor([list(sequences[index]) for index in part])
                 bar.update(len(part))
-
-
-def longest(model: nn.Module, tokenizer: Any, wanted: int) -> int:
-    """The longest sequence, up to a wanted number of tokens, that model and tokenizer take."""
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30
-    return min(wanted, int(positions), int(tokenizer.model_max_length))
 
 
 def encoder(model: nn.Module) -> nn.Module:

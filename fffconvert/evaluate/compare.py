@@ -138,9 +138,15 @@ def row(
 
 
 def retained(metric: Metric, units: Sequence[Units]) -> float:
-    """Model over teacher."""
+    """Model over teacher; of a loss, teacher over model, so that more is always better."""
     own, teacher = (metric.compute(part) for part in units)
-    return own / teacher if teacher else math.nan
+    return share_retained(metric, own, teacher)
+
+
+def share_retained(metric: Metric, own: float, teacher: float) -> float:
+    """The same of the two figures; NaN where there is nothing to divide by."""
+    top, bottom = (own, teacher) if metric.higher_is_better else (teacher, own)
+    return top / bottom if bottom else math.nan
 
 
 def recovered(metric: Metric, units: Sequence[Units]) -> float:

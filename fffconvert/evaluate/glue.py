@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.batches import longest
 from fffconvert.evaluate.data import Row, Table
 from fffconvert.evaluate.metrics import ACCURACY, F1, MATTHEWS, PEARSON, SPEARMAN, Metric, Units
+from fffconvert.fit.length import longest
 
 LEARNING_RATE, BATCH, EPOCHS, LENGTH = 4e-5, 16, 5, 128
 PAIR = ("sentence1", "sentence2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from fffconvert.evaluate.ablation import quality_task
-from fffconvert.evaluate.compare import figure, measure_as
+from fffconvert.evaluate.compare import figure, measure_as, share_retained
 from fffconvert.evaluate.data import NotThere, Row, Table, find_file, read_table, read_text
 from fffconvert.evaluate.routes import Visits, watched
 from fffconvert.evaluate.store import Store, digest
@@ -104,8 +105,9 @@ def robustness(subject: Subject, teacher: Subject | None, options: Options, stor
                 lambda shift=shift: measure_as(shift.task, shift.data, teacher, options),  # type: ignore[misc]
             )
             row["teacher"] = figure(shift.task.metrics[0], other)["value"]
-            known = row["value"] is not None and row["teacher"]
-            row["retained"] = row["value"] / row["teacher"] if known else None
+            if row["value"] is not None and row["teacher"] is not None:
+                share = share_retained(shift.task.metrics[0], row["value"], row["teacher"])
+                row["retained"] = None if math.isnan(share) else share
         row["routing_overlap"] = overlap(first, result["visits"])
         row["neurons_used"] = neurons_used(subject, result["visits"])
         rows.append(row)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fffconvert.evaluate.batches import encoder, equal_lengths, longest
+from fffconvert.evaluate.batches import encoder, equal_lengths
 from fffconvert.evaluate.language import lines
 from fffconvert.evaluate.routes import require_layers, watched
 from fffconvert.evaluate.store import Store, digest
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import Options, read_documents
+from fffconvert.fit.length import longest
 from fffconvert.locate.capture import evaluation
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer

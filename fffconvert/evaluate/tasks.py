@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from fffconvert.errors import FFFError
 from fffconvert.evaluate import agreement, language, sentence
-from fffconvert.evaluate.batches import longest
 from fffconvert.evaluate.data import NotThere, Table, find_file, read_table, read_text
 from fffconvert.evaluate.glue import EPOCHS, GLUE, Glue, fine_tune
 from fffconvert.evaluate.metrics import ACCURACY, PEARSON, SPEARMAN, Metric, Units, perplexity, ratio
 from fffconvert.evaluate.subject import Subject
+from fffconvert.fit.length import longest
 from fffconvert.fit.masking import head
 
 WIKITEXT = ("text/wikitext2/wiki.test.raw",)

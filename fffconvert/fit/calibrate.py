@@ -9,17 +9,22 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fffconvert.errors import FFFError
-from fffconvert.fit.corpus import default_corpus
+from fffconvert.fit.corpus import default_corpus, rendered
+from fffconvert.fit.held_out import HELD_OUT, split_batches, split_documents
+from fffconvert.fit.length import longest
 from fffconvert.fit.masking import with_masks
 from fffconvert.fit.padding import mask_for, without_padding
+from fffconvert.fit.rows import Row, read_row
 from fffconvert.locate import FFNSite
-from fffconvert.locate.capture import evaluation
+from fffconvert.locate.capture import evaluation, tensors_in
+from fffconvert.locate.inputs import keywords
 
 Batch = Mapping[str, Any]
 TOKENS_PER_BATCH = 4096
@@ -29,43 +34,125 @@ PART_CHARACTERS = 8000
 """Longest part of a document that is taken as one."""
 
 
-def calibration_batches(
+@dataclass(frozen=True)
+class Calibration:
+    """What layers are fitted on, and what they are measured on.
+
+    Attributes:
+        held_out: Batches that no layer is fitted on, of texts none of which is in `fitted`.
+        fitted: The others.
+    """
+
+    held_out: tuple[Batch, ...]
+    fitted: tuple[Batch, ...]
+
+
+def calibration_of(
     model: nn.Module,
-    calibration: Iterable[str] | Iterable[Batch] | None,
+    given: Iterable[Any] | Calibration | None,
     tokenizer: Any,
     *,
     tokens: int,
     length: int,
     seed: int,
-) -> list[Batch]:
-    """Batches to calibrate a model on: those given, or text as `text_batches` makes them.
+    columns: Sequence[str] = (),
+) -> Calibration:
+    """What to calibrate a model on: batches that are given, or text as `text_batches` makes them.
 
     Masked language models get text with masks, as they will be used on.
 
     Args:
         model: The model; its longest sequence bounds `length`.
-        calibration: Texts, batches, or None for the English text that comes with Python.
+        given: Texts or rows of data; or what forward passes take, each a tensor, a tuple or a mapping of
+            tensors; or None for the English text that comes with Python.
         tokenizer: The model's tokenizer; not needed for batches.
         tokens: How many tokens of text to take.
         length: Longest sequence, in tokens.
-        seed: Order of the texts and batches.
+        seed: Order of the texts and batches, and which are held out.
+        columns: Of rows of data, those that hold text; empty to find them by their usual names.
 
     Raises:
-        FFFError: There is text and no tokenizer, or no token in it.
+        FFFError: An item is neither, or not of the kind of the others; there is text and no tokenizer, or too
+            little to hold some out.
     """
-    items = None if calibration is None else list(calibration)
-    if items and not isinstance(items[0], str):
-        return [item for item in items if isinstance(item, Mapping)]
+    if isinstance(given, Calibration):
+        return given
+    items = default_corpus(CHARACTERS_PER_TOKEN * tokens) if given is None else _items(given)
+    kinds = [_kind(item, index) for index, item in enumerate(items)]
+    if len(set(kinds)) > 1:
+        other = next(index for index, kind in enumerate(kinds) if kind != kinds[0])
+        raise FFFError(
+            f"calibration item 0 is {kinds[0]}, item {other} {kinds[other]}; expected all of one kind"
+        )
+    if kinds and kinds[0] == BATCH:
+        batches = [keywords(model, item, f"calibration item {i}") for i, item in enumerate(items)]
+        held, fitted = split_batches(batches)
+        return Calibration(tuple(held), tuple(fitted))
     if tokenizer is None:
         raise FFFError(
             "the model has no tokenizer, so text cannot calibrate it; "
             "convert it from Python with calibration=[{argument: tensor, …}, …]"
         )
-    texts = default_corpus(CHARACTERS_PER_TOKEN * tokens) if items is None else [str(item) for item in items]
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30
-    length = min(length, tokenizer.model_max_length, int(positions))
-    batches = text_batches(texts, tokenizer, tokens=tokens, length=length, seed=seed)
-    return with_decoder_inputs(model, with_masks(model, tokenizer, batches, seed))
+    texts = [
+        read_row(item, f"calibration item {index}", columns) if isinstance(item, Mapping) else item
+        for index, item in enumerate(items)
+    ]
+    found = text_calibration(
+        texts, tokenizer, tokens=tokens, length=longest(model, tokenizer, length, say=True), seed=seed
+    )
+    held, fitted = (
+        with_decoder_inputs(model, with_masks(model, tokenizer, part, seed + offset))
+        for offset, part in enumerate((found.held_out, found.fitted))
+    )
+    return Calibration(tuple(held), tuple(fitted))
+
+
+def text_calibration(
+    texts: Sequence[str | Row], tokenizer: Any, *, tokens: int, length: int, seed: int
+) -> Calibration:
+    """Batches of texts, whole documents of which are held out.
+
+    Args:
+        texts: Documents or paragraphs, each for itself; of a row of data, all texts are one document.
+        tokenizer: A transformers tokenizer.
+        tokens: How many tokens to take in all.
+        length: Longest sequence, in tokens.
+        seed: Of the order, and which are held out.
+
+    Raises:
+        FFFError: The texts hold no tokens, or the same ones over and over.
+    """
+    held, fitted = split_documents([rendered(text, tokenizer) for text in texts], seed)
+    options = {"length": length, "seed": seed}
+    first = text_batches(held, tokenizer, tokens=max(1, round(HELD_OUT * tokens)), **options)
+    left = tokens - sum(batch["input_ids"].numel() for batch in first)
+    return Calibration(tuple(first), tuple(text_batches(fitted, tokenizer, tokens=max(1, left), **options)))
+
+
+TEXT, BATCH = "text", "what a forward pass takes"
+
+
+def _items(given: Any) -> list[Any]:
+    """What is iterated over, though a single text or batch could be iterated over too."""
+    return [given] if isinstance(given, str | Mapping | Tensor | Row) else list(given)
+
+
+def _kind(item: Any, index: int) -> str:
+    if isinstance(item, str | Row):
+        return TEXT
+    if isinstance(item, Mapping) and not any(isinstance(value, Tensor) for value in item.values()):
+        if item.get("input_ids") is None:
+            return TEXT
+        raise FFFError(
+            f"calibration item {index} holds input_ids as {type(item['input_ids']).__name__}; expected "
+            'tensors, as the tokenizer gives with return_tensors="pt"'
+        )
+    if isinstance(item, Mapping | Tensor) or (isinstance(item, tuple | list) and tensors_in(item)):
+        return BATCH
+    raise FFFError(
+        f"calibration item {index} is a {type(item).__name__}; expected text, a row with text, or what a "
+        "forward pass takes: a tensor, a tuple or a mapping of tensors"
+    )
 
 
 def text_batches(texts: Iterable[str], tokenizer: Any, *, tokens: int, length: int, seed: int) -> list[Batch]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fffconvert.errors import FFFError
+from fffconvert.fit.rows import Row, read_row
 
 _SKIPPED_FOLDERS = {
     "__pycache__",
@@ -62,22 +63,26 @@ def default_corpus(characters: int | None = None) -> list[str]:
     return paragraphs if characters is None else list(_first(paragraphs, characters))
 
 
-def read_corpus(sources: Sequence[str | Path]) -> list[str]:
+def read_corpus(sources: Sequence[str | Path], columns: Sequence[str] = ()) -> list[str | Row]:
     """Read calibration texts in the order given.
 
     Args:
-        sources: `.txt` files (a text per paragraph) and `.jsonl` files (a text per row, field "text"), either
+        sources: `.txt` files (a text per paragraph) and `.jsonl` files (a text, pair or chat per row), either
             also as `.gz`; anything else is taken for a dataset's name, NAME or NAME:CONFIG, of which the
             first 20,000 rows are read.
+        columns: Of rows, the fields that hold text; empty to find them by their usual names.
+
+    Returns:
+        Texts, and rows that hold other than one plain text.
 
     Raises:
         FFFError: A source cannot be found or read, is of another kind, or holds no text.
     """
-    texts: list[str] = []
+    texts: list[str | Row] = []
     for source in sources:
         path = Path(source)
         is_file = path.exists() or path.is_absolute() or path.suffix in _SUFFIXES
-        found = _read_file(path) if is_file else _read_dataset(str(source))
+        found = _read_file(path, columns) if is_file else _read_dataset(str(source), columns)
         if not found:
             raise FFFError(f"calibration source {source} is empty; expected text")
         texts += found
@@ -139,7 +144,7 @@ def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
         characters -= len(text)
 
 
-def _read_file(path: Path) -> list[str]:
+def _read_file(path: Path, columns: Sequence[str]) -> Sequence[str | Row]:
     if not path.exists():
         raise FFFError(f"calibration file {path} does not exist; name a .txt or .jsonl file")
     if not path.is_file():
@@ -150,7 +155,7 @@ def _read_file(path: Path) -> list[str]:
             f"calibration file {path} is of another kind; expected .txt or .jsonl, or either as .gz"
         )
     text = read_utf8(path, "calibration file")
-    return list(_paragraphs(text)) if kind == ".txt" else _rows(path, text)
+    return list(_paragraphs(text)) if kind == ".txt" else read_lines(path, text, columns)
 
 
 def read_utf8(path: Path, what: str) -> str:
@@ -173,7 +178,12 @@ def read_utf8(path: Path, what: str) -> str:
     return text
 
 
-def _rows(path: Path, text: str) -> list[str]:
+def read_lines(path: Path, text: str, columns: Sequence[str] = ()) -> list[str | Row]:
+    """The texts of a `.jsonl` file, one object a line; rows without any text are left out.
+
+    Raises:
+        FFFError: A line is no such object, or holds no text.
+    """
     texts = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -184,18 +194,20 @@ def _rows(path: Path, text: str) -> list[str]:
             raise FFFError(
                 f"{path}, line {number} is not JSON ({error}); expected one object per line"
             ) from error
-        texts.append(_text_of(row, f"{path}, line {number}"))
-    return [text for text in texts if text.strip()]
+        texts.append(read_row(row, f"{path}, line {number}", columns))
+    return _not_blank(texts)
 
 
-def _text_of(row: Any, place: str) -> str:
-    if isinstance(row, dict) and isinstance(row.get("text"), str):
-        return str(row["text"])
-    found = f"the fields {', '.join(map(str, row))}" if isinstance(row, dict) else f"a {type(row).__name__}"
-    raise FFFError(f"{place} holds {found}; expected an object with the field text, a string")
+def _not_blank(texts: Iterable[str | Row]) -> list[str | Row]:
+    return [text for text in texts if any(part.strip() for part in rendered(text))]
 
 
-def _read_dataset(source: str) -> list[str]:
+def rendered(text: str | Row, tokenizer: Any = None) -> tuple[str, ...]:
+    """A text or a row as plain texts; chats by the tokenizer's template."""
+    return (text,) if isinstance(text, str) else text.rendered(tokenizer)
+
+
+def _read_dataset(source: str, columns: Sequence[str]) -> list[str | Row]:
     # Only this kind of source needs the library, whose import takes a second.
     from datasets import load_dataset
 
@@ -210,4 +222,4 @@ def _read_dataset(source: str) -> list[str]:
             f"calibration source {source} is no existing file, and no dataset of this name could be loaded "
             f"({reason}); name a .txt or .jsonl file, or check the name and the connection"
         ) from error
-    return [text for row in rows if (text := _text_of(row, f"dataset {source}")).strip()]
+    return _not_blank(read_row(row, f"dataset {source}", columns) for row in rows)

@@ -36,8 +36,8 @@ def without_padding(x: Tensor, mask: Tensor | None, what: str) -> Tensor:
     """The vectors of the tokens that are no padding.
 
     Args:
-        x: [..., d]: a vector for each token, as [sequences, tokens, d], [tokens, sequences, d] or flat, or one
-            for each sequence, of which none is padding.
+        x: [..., d]: a vector for each token, as [sequences, tokens, d], [tokens, sequences, d] or flat; or
+            one for each sequence, of which none is padding.
         mask: [sequences, tokens], true at tokens; None where nothing is padding.
         what: What they are of, for the warning that comes where the mask is of another shape.
 

@@ -21,7 +21,8 @@ from fffconvert.convert import BlockResult, Prepared, Recipe, fit_blocks, prepar
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.language import LENGTH
 from fffconvert.fit import read_corpus
-from fffconvert.fit.calibrate import Batch, text_batches
+from fffconvert.fit.calibrate import Batch, Calibration, text_calibration
+from fffconvert.fit.corpus import rendered
 from fffconvert.fit.diagnose import outputs
 from fffconvert.fit.masking import masked_tokens
 from fffconvert.fit.mean import MeanOutput
@@ -132,8 +133,13 @@ def _blocks(data: Path, settings: Settings, store: _Store, say: Callable[[str], 
     )
     names = [site.name for site in prepared.sites]
     if not all(store.has(f"block-{name}") for name in names):
-        test = _batches(data, ENGLISH_TEST, loaded.tokenizer, TEST_TOKENS)
-        train = _batches(data, ENGLISH, loaded.tokenizer, settings.tokens)
+        test, train = (
+            [*text.held_out, *text.fitted]
+            for text in (
+                _calibration(data, ENGLISH_TEST, loaded.tokenizer, TEST_TOKENS),
+                _calibration(data, ENGLISH, loaded.tokenizer, settings.tokens),
+            )
+        )
         stream = ActivationStream(loaded.model, prepared.sites, [*test, *train])
         for site in prepared.sites:
             if store.has(f"block-{site.name}"):
@@ -171,15 +177,16 @@ def _sts(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
         width = LARGE - LEAF_DEPTH - 1
         recipe = Recipe(depth=LEAF_DEPTH, leaf_width=width, tokens=settings.tokens)
         # A sentence encoder sees sentences, not pieces of articles: it is calibrated on what it is used for.
-        batches = text_batches(sentences(data), tokenizer, tokens=settings.tokens, length=SEQUENCE, seed=0)
-        prepared = prepare(loaded.model, recipe, batches, tokenizer)
+        options = {"tokens": settings.tokens, "length": SEQUENCE, "seed": 0}
+        text = text_calibration(sentences(data), tokenizer, **options)
+        prepared = prepare(loaded.model, recipe, text, tokenizer)
         deleted = copy.deepcopy(loaded.model)
         results = fit_blocks(loaded.model, prepared)
         scores["converted"] = tasks.sts_spearman(loaded.model, tokenizer, path)
         say(f"sts: converted {scores['converted']:.4f}")
         randomise(loaded.model)
         scores["random_routing"] = tasks.sts_spearman(loaded.model, tokenizer, path)
-        delete_blocks(deleted, prepared, batches[:8])
+        delete_blocks(deleted, prepared, text.fitted[:8])
         scores["deleted"] = tasks.sts_spearman(deleted, tokenizer, path)
         return {
             "spearman": scores,
@@ -198,9 +205,8 @@ def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
     def measure() -> dict[str, Any]:
         loaded = hub.load(REACTIONS)
         vocabulary = loaded.tokenizer.get_vocab()  # type: ignore[union-attr]
-        train = tasks.reaction_batches(
-            tasks.read_lines(folder / "train.txt.gz"), vocabulary, settings.mlm_tokens
-        )
+        lines = tasks.read_lines(folder / "train.txt.gz")
+        text = tasks.reaction_calibration(lines, vocabulary, settings.mlm_tokens)
         test = tasks.reactions(tasks.read_lines(folder / "test.txt.gz"), vocabulary, TEST_TOKENS)
         special = [vocabulary[name] for name in ("[CLS]", "[SEP]", "[UNK]", "[PAD]")]
 
@@ -211,16 +217,21 @@ def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
 
         scores = {"original": loss(loaded.model, "original")}
         # Blocks are used on masked text, so that is what they are fitted on.
-        train = [_masked(batch, vocabulary["[MASK]"], special, seed) for seed, batch in enumerate(train)]
+        text = Calibration(
+            *(
+                tuple(_masked(batch, vocabulary["[MASK]"], special, seed) for seed, batch in enumerate(part))
+                for part in (text.held_out, text.fitted)
+            )
+        )
         width = REACTION_WIDTH - LEAF_DEPTH - 1
         recipe = Recipe(depth=LEAF_DEPTH, leaf_width=width, tokens=settings.mlm_tokens)
-        prepared = prepare(loaded.model, recipe, train, loaded.tokenizer)
+        prepared = prepare(loaded.model, recipe, text, loaded.tokenizer)
         dense, deleted = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
         results = fit_blocks(loaded.model, prepared)
         scores["converted"] = loss(loaded.model, "converted")
-        replace_by_dense(dense, prepared, train, REACTION_WIDTH, settings.effort)
+        replace_by_dense(dense, prepared, text.fitted, REACTION_WIDTH, settings.effort)
         scores["dense"] = loss(dense, "dense")
-        delete_blocks(deleted, prepared, train[:8])
+        delete_blocks(deleted, prepared, text.fitted[:8])
         scores["deleted"] = loss(deleted, "deleted")
         gap = {name: row["loss"] - scores["original"]["loss"] for name, row in scores.items()}
         return {
@@ -244,9 +255,9 @@ def _lm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None
 
         def measure(shape: dict[str, Any] = shape) -> dict[str, Any]:
             loaded = hub.load(CAUSAL)
-            batches = _batches(data, ENGLISH, loaded.tokenizer, settings.lm_tokens, CAUSAL_SEQUENCE)
+            text = _calibration(data, ENGLISH, loaded.tokenizer, settings.lm_tokens, CAUSAL_SEQUENCE)
             recipe = Recipe(**shape, tokens=settings.lm_tokens)
-            results = fit_blocks(loaded.model, prepare(loaded.model, recipe, batches, loaded.tokenizer))
+            results = fit_blocks(loaded.model, prepare(loaded.model, recipe, text, loaded.tokenizer))
             return {
                 "perplexity": perplexity(loaded),
                 **_size(results),
@@ -332,16 +343,17 @@ def _texts(data: Path, names: Sequence[str]) -> list[str]:
         raise FFFError(
             f"{data} lacks {', '.join(missing)}; give the folder of the evaluation data with --data"
         )
-    return read_corpus([data / name for name in names])
+    return [part for text in read_corpus([data / name for name in names]) for part in rendered(text)]
 
 
-def _batches(
+def _calibration(
     data: Path, names: Sequence[str], tokenizer: Any, tokens: int, length: int = SEQUENCE
-) -> list[Batch]:
-    """Text of several sources, the same number of tokens of each, shuffled."""
-    batches: list[Batch] = []
-    for name in names:
-        share = tokens // len(names)
-        batches += text_batches(_texts(data, [name]), tokenizer, tokens=share, length=length, seed=0)
-    random.Random(0).shuffle(batches)
-    return batches
+) -> Calibration:
+    """Text of several sources, the same number of tokens of each, shuffled; of each, documents held out."""
+    options = {"tokens": tokens // len(names), "length": length, "seed": 0}
+    parts = [text_calibration(_texts(data, [name]), tokenizer, **options) for name in names]
+    held = [batch for part in parts for batch in part.held_out]
+    fitted = [batch for part in parts for batch in part.fitted]
+    for batches in (held, fitted):
+        random.Random(0).shuffle(batches)
+    return Calibration(tuple(held), tuple(fitted))

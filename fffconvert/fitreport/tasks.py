@@ -17,7 +17,8 @@ from fffconvert.evaluate.data import parse_lines
 from fffconvert.evaluate.language import LENGTH, causal_loss, masked_loss
 from fffconvert.evaluate.metrics import SPEARMAN, perplexity, ratio
 from fffconvert.evaluate.sentence import similarity
-from fffconvert.fit.calibrate import Batch
+from fffconvert.fit.calibrate import Batch, Calibration
+from fffconvert.fit.held_out import HELD_OUT, split_documents
 
 SEQUENCES_PER_BATCH = 32
 SMILES = re.compile(
@@ -65,6 +66,14 @@ def reactions(lines: Sequence[str], vocabulary: dict[str, int], tokens: int) -> 
         if taken >= tokens:
             break
     return sequences
+
+
+def reaction_calibration(lines: Sequence[str], vocabulary: dict[str, int], tokens: int) -> Calibration:
+    """Batches of reactions, some of which are held out; none is on both sides."""
+    held, fitted = split_documents([(line,) for line in lines], seed=0)
+    first = reaction_batches(held, vocabulary, round(HELD_OUT * tokens))
+    left = tokens - sum(batch["input_ids"].numel() for batch in first)
+    return Calibration(tuple(first), tuple(reaction_batches(fitted, vocabulary, left)))
 
 
 def reaction_batches(lines: Sequence[str], vocabulary: dict[str, int], tokens: int) -> list[Batch]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import nn
 
 from fffconvert.errors import FFFError
 from fffconvert.locate.capture import capture
-from fffconvert.locate.inputs import example_inputs as default_inputs
+from fffconvert.locate.inputs import Inputs, inputs_for
 from fffconvert.locate.match import find_blocks
 from fffconvert.locate.sites import (
     BlockKind,
@@ -35,16 +32,15 @@ __all__ = [
 ]
 
 
-def locate(
-    model: nn.Module, example_inputs: Mapping[str, Any] | None = None, *, min_expansion: float = 1.0
-) -> Sites:
+def locate(model: nn.Module, example_inputs: Inputs | None = None, *, min_expansion: float = 1.0) -> Sites:
     """Find the feedforward blocks of a model.
 
     The model is run once on small inputs and is left as it was. Only executed code is seen.
 
     Args:
         model: Any module; for transformers models the inputs are guessed from the config.
-        example_inputs: Keyword arguments of one forward pass, where they cannot be guessed.
+        example_inputs: What one forward pass takes, where it cannot be guessed: a tensor, a tuple of
+            arguments, or a mapping of them by name.
         min_expansion: Least ratio of d_hidden to d_model; what is narrower is taken for an adapter.
 
     Returns:
@@ -53,7 +49,7 @@ def locate(
     Raises:
         FFFError: No example inputs were given and none could be guessed, or the model fails on them.
     """
-    inputs = default_inputs(model) if example_inputs is None else example_inputs
+    inputs = inputs_for(model, example_inputs)
     try:
         captured = capture(model, inputs)
     except Exception as error:  # whatever a foreign forward raises

@@ -105,7 +105,8 @@ def test_every_kind_of_task(kind: str, task: str, save: Callable[..., Path], dat
     assert np.isfinite(row["value"])
     assert row["ci95"] is None or row["ci95"][0] <= row["ci95"][1]
     if not TASKS[task].beside_teacher:
-        assert row["retained"] == pytest.approx(row["value"] / row["teacher"])
+        share = row["value"] / row["teacher"]
+        assert row["retained"] == pytest.approx(share if row["higher_is_better"] else 1 / share)
     if task == "perplexity":
         text = (data / "text/wikitext2/wiki.test.raw.txt").read_text()
         assert 0 < row["bytes"] <= len(text.encode())
@@ -226,6 +227,9 @@ def test_shares():
     assert retained(ACCURACY, [own, teacher]) == pytest.approx(7 / 9)
     assert recovered(ACCURACY, [own, teacher, deleted]) == pytest.approx(0.5)
     assert np.isnan(recovered(ACCURACY, [own, teacher, teacher]))
+    backwards = dataclasses.replace(ACCURACY, higher_is_better=False)
+    assert retained(backwards, [own, teacher]) == pytest.approx(9 / 7)
+    assert np.isnan(retained(backwards, [np.array([[1.0, 0.0]]), teacher]))
 
 
 @pytest.mark.parametrize(("right", "unclear"), [(20, False), (36, False), (39, True), (40, True)])

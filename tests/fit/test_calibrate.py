@@ -6,12 +6,18 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 from zoo import ARCHITECTURES, HANDWRITTEN
 
 from fffconvert import surgery
 from fffconvert.errors import FFFError
-from fffconvert.fit.calibrate import block_inputs, sequences_of, text_batches, with_decoder_inputs
+from fffconvert.fit.calibrate import (
+    block_inputs,
+    calibration_of,
+    sequences_of,
+    text_batches,
+    with_decoder_inputs,
+)
 from fffconvert.locate import locate
 
 BY_NAME = {case.name: case for case in [*ARCHITECTURES, *HANDWRITTEN]}
@@ -21,6 +27,7 @@ class Letters:
     """A tokenizer: one token a letter, 1 before and 2 after every text."""
 
     model_max_length = 512
+    mask_token_id = None
 
     def __call__(self, text: str, **_):
         ids = [3 + ord(letter) % 50 for letter in text]
@@ -142,3 +149,50 @@ def test_a_block_that_is_not_reached_is_named():
     with pytest.raises(FFFError, match="never reached"):
         block_inputs(model, site, [])
     assert not model.get_submodule(site.placement.entry[0])._forward_pre_hooks
+
+
+def calibrate(given, tokenizer=None, name="bert", **options):
+    defaults = {"tokens": 500, "length": 16, "seed": 0}
+    return calibration_of(BY_NAME[name].build(), given, tokenizer, **(defaults | options))
+
+
+def test_items_are_texts_or_what_a_forward_pass_takes_and_nothing_is_dropped():
+    ids = [torch.randint(5, 60, (2, 7), generator=torch.Generator().manual_seed(n)) for n in range(16)]
+    mask = torch.ones(2, 7, dtype=torch.long)
+    for items in (
+        [{"input_ids": i, "attention_mask": mask} for i in ids],
+        ids,
+        [(i, mask) for i in ids],
+        [*ids[:8], *[(i, mask) for i in ids[8:]]],
+        [BatchEncoding({"input_ids": i}) for i in ids],
+    ):
+        found = calibrate(items)
+        assert [len(found.held_out), len(found.fitted)] == [2, 14]
+        for batch, own in zip((*found.held_out, *found.fitted), ids, strict=True):
+            assert torch.equal(batch["input_ids"], own)
+            assert not set(batch) - {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["text", torch.ones(1, 2)], "item 0 is text, item 1 what a forward pass takes; expected all of one"),
+        ([torch.ones(1, 2), "text"], "item 1 text"),
+        ([torch.ones(1, 2), None], "item 1 is a NoneType; expected text, a row with text, or"),
+        (["text", 3], "item 1 is a int"),
+        ([("a", "b")], "item 0 is a tuple"),
+        ([{"input_ids": [1, 2, 3]}] * 2, 'holds input_ids as list; expected tensors.*return_tensors="pt"'),
+        ([torch.ones(1, 2)], "a single batch"),
+        ({"input_ids": torch.ones(1, 2)}, "a single batch"),
+        ([], "no tokens"),
+        ([torch.ones(1, 2), tuple(torch.ones(40, 1))], "item 1 holds 40 arguments; Bert.*forward takes"),
+    ],
+)  # fmt: skip
+def test_items_that_cannot_be_used_are_refused_by_number(given, message: str):
+    with pytest.raises(FFFError, match=message):
+        calibrate(given, Letters())
+
+
+def test_a_single_text_is_one_text_and_not_its_letters():
+    found = calibrate("one text " * 100, Letters())
+    assert max(batch["input_ids"].shape[1] for batch in found.fitted) == 16

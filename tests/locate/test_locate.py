@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import BatchEncoding
 from zoo import ARCHITECTURES, HANDWRITTEN, Case
 
 from fffconvert.errors import FFFError
@@ -106,6 +107,51 @@ def test_guesses_inputs_of_transformers_models_and_asks_for_them_otherwise():
     assert len(locate(BY_NAME["bert"].build())) == 2
     with pytest.raises(FFFError, match="example_inputs"):
         locate(nn.Linear(3, 3))
+
+
+def test_inputs_are_a_tensor_a_tuple_or_a_mapping():
+    case = BY_NAME["bert"]
+    model = case.build()
+    ids = case.inputs()["input_ids"]
+    mask = torch.ones_like(ids)
+    expected = [site.name for site in locate(model, case.inputs())]
+    for given in (
+        ids,
+        (ids,),
+        (ids, mask),
+        [ids, mask],
+        {"input_ids": ids},
+        BatchEncoding({"input_ids": ids}),
+    ):
+        assert [site.name for site in locate(model, given)] == expected
+    assert list(locate(nn.Sequential(nn.Linear(4, 4)), torch.ones(2, 4))) == []
+
+
+class AnyArguments(nn.Module):
+    def __init__(self, model: nn.Module, main: str | None = None):
+        super().__init__()
+        self.inner = model
+        if main:
+            self.main_input_name = main
+
+    def forward(self, *arguments, **named):
+        return self.inner(*arguments, **named)
+
+
+def test_a_tensor_for_a_forward_without_names_goes_by_the_main_input():
+    case = BY_NAME["bert"]
+    ids = case.inputs()["input_ids"]
+    assert len(locate(AnyArguments(case.build(), "input_ids"), ids)) == len(locate(case.build(), ids))
+    with pytest.raises(FFFError, match=r"AnyArguments\.forward names no arguments; give .* as a mapping"):
+        locate(AnyArguments(case.build()), ids)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [("text", "is a str; expected a tensor, a tuple"), (3, "is a int")]
+)
+def test_inputs_of_another_kind_are_refused(given, message: str):
+    with pytest.raises(FFFError, match=message):
+        locate(BY_NAME["bert"].build(), given)
 
 
 def test_model_without_blocks_is_empty_with_a_table():

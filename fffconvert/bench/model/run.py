@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from fffconvert import hub
 from fffconvert.bench import machine
 from fffconvert.bench.model import inputs
 from fffconvert.bench.model.exported import write_onnx
@@ -21,6 +22,7 @@ from fffconvert.bench.model.quality import Quality
 from fffconvert.bench.model.settings import EXPORTED, EXPORTED_TREES, ModelBench
 from fffconvert.bench.model.torch_models import dense, stored_config, trees
 from fffconvert.errors import FFFError
+from fffconvert.fit.length import longest
 from fffconvert.locate.inputs import example_inputs
 
 ROUNDS = 5
@@ -50,6 +52,7 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
     Raises:
         FFFError: A setting does not fit the model.
     """
+    settings = _within_positions(settings)
     values = dataclasses.asdict(settings)
     values["data_dir"] = None if settings.data_dir is None else str(settings.data_dir)
     own = _own(settings)
@@ -82,6 +85,14 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
         "warnings": machine.warnings(load, jitters, (settings.threads,)),
         "settings": values,
     }
+
+
+def _within_positions(settings: ModelBench) -> ModelBench:
+    """The settings, with lengths that the model has positions for."""
+    options: dict[str, Any] = {"device": "meta", "trust_remote_code": settings.trust_remote_code}
+    model = hub.load_random(settings.model, **options).model
+    sizes = ((batch, longest(model, None, length, say=True)) for batch, length in settings.sizes)
+    return dataclasses.replace(settings, sizes=tuple(dict.fromkeys(sizes)))
 
 
 def _own(settings: ModelBench) -> list[str]:

@@ -14,8 +14,18 @@ from torch import nn
 from fffconvert.errors import FFFError
 from fffconvert.locate.inputs import audio, series, text, vision  # noqa: F401 (they register their makers)
 from fffconvert.locate.inputs.context import Context
+from fffconvert.locate.inputs.given import Inputs, keywords
 
-__all__ = ["example_inputs"]
+__all__ = ["Inputs", "example_inputs", "inputs_for", "keywords"]
+
+
+def inputs_for(model: nn.Module, given: Inputs | None, **sizes: int) -> dict[str, Any]:
+    """The arguments of one forward pass by name: those given, or else those of `example_inputs`.
+
+    Raises:
+        FFFError: None can be guessed, or what was given is neither a tensor, a tuple nor a mapping.
+    """
+    return example_inputs(model, **sizes) if given is None else keywords(model, given)
 
 
 def example_inputs(model: nn.Module, **sizes: int) -> dict[str, Any]:

@@ -45,9 +45,9 @@ def section(conversions: Sequence[Conversion]) -> Section:
     if parts:
         parts.append(
             Text(
-                "retained = converted / teacher; recovered = (converted - deleted) / (teacher - "
-                "deleted): 0 is a model without its feedforward blocks, 1 the original; unclear where "
-                "deleting the blocks costs nothing that shows. Controls: the same "
+                "retained = converted / teacher (of a loss: teacher / converted); recovered = (converted - "
+                "deleted) / (teacher - deleted): 0 is a model without its feedforward blocks, 1 the "
+                "original; unclear where deleting the blocks costs nothing that shows. Controls: the same "
                 "model with a dense block of the same active width, with its blocks deleted, or with "
                 "hyperplanes drawn at random, each trained equally."
             )

@@ -142,7 +142,7 @@ def _what(name: str) -> str:
 def _retained(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
     kinds = list(dict.fromkeys(row.kind for row in rows))
     with canvas(height=1.0 + 0.24 * len(rows)) as figure:
-        axes = figure.add_subplot(xlabel="retained, converted / teacher")
+        axes = figure.add_subplot(xlabel="retained, converted / teacher (of a loss: teacher / converted)")
         axes.axvline(1, color=INK, linewidth=1)
         for kind in kinds:
             points = [(row.retained, y) for y, row in enumerate(rows) if row.kind == kind]
