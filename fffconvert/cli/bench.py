@@ -20,7 +20,7 @@ from fffconvert.errors import FFFError
 def bench(
     whole: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A converted or deployed folder; any model with --depth."),
+        typer.Argument(metavar="MODEL", help="A converted or deployed folder; any model with --depth."),
     ] = None,
     layer: Annotated[bool, typer.Option("--layer", help="Measure FFF layers against dense blocks.")] = False,
     shape: Annotated[

@@ -21,6 +21,8 @@ app = typer.Typer(
     name="fffconvert",
     cls=OneLineUsage,
     help="Replace the feedforward blocks of pretrained transformers by fast feedforward (FFF) trees.",
+    rich_markup_mode=None,  # brackets in help, as in pkg:DIST[/PATH], are text
+    context_settings={"max_content_width": 110},
     add_completion=False,
     pretty_exceptions_enable=False,
 )

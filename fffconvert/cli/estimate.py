@@ -41,7 +41,7 @@ def estimate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL...", help="Names (--list), hub ids, folders, config.json files, pkg:DIST[/PATH]."
+            metavar="MODEL", help="Names (--list), hub ids, folders, config.json files, pkg:DIST[/PATH]."
         ),
     ] = None,
     depth: Annotated[

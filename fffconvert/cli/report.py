@@ -23,7 +23,7 @@ def report(
     folders: Annotated[
         list[str],
         typer.Argument(
-            metavar="DIR...",
+            metavar="DIR",
             help="Folders that convert, distill, eval, bench or sweep wrote; with --full, a model.",
         ),
     ],

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fffconvert import __version__
-from fffconvert.errors import FFFError
+from fffconvert.errors import FFFError, need
 from fffconvert.figures import figure_class
 from fffconvert.hub.card import update_card
 from fffconvert.report.documents import METRICS, Conversion, read_conversion
 from fffconvert.report.page import Finding, Page, Section, Table, number, percent
-from fffconvert.report.render import GENERATOR, environment, to_html, to_markdown
+from fffconvert.report.render import GENERATOR, to_html, to_markdown
 from fffconvert.report.sections import about, converted, quality, routing, shifted, speed, sweep, training
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -83,7 +83,7 @@ def check_tools() -> None:
         FFFError: matplotlib or jinja2 is not installed.
     """
     figure_class("report", "report")
-    environment()
+    need("jinja2", "report", "report")
 
 
 def build(conversions: Sequence[Conversion]) -> Page:

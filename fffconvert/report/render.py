@@ -6,7 +6,6 @@ import re
 from functools import cache
 from typing import Any
 
-from fffconvert.errors import need
 from fffconvert.report.page import Page
 
 GENERATOR = "fffconvert report"
@@ -14,36 +13,23 @@ GENERATOR = "fffconvert report"
 
 
 def to_html(page: Page) -> str:
-    """The page with styles and pictures inside.
-
-    Raises:
-        FFFError: jinja2 is not installed.
-    """
+    """The page with styles and pictures inside."""
     return _render("page.html.j2", page)
 
 
 def to_markdown(page: Page) -> str:
-    """The same text and tables, with the captions of the pictures.
-
-    Raises:
-        FFFError: jinja2 is not installed.
-    """
+    """The same text and tables, with the captions of the pictures."""
     return _render("page.md.j2", page)
 
 
 def _render(template: str, page: Page) -> str:
-    text: str = environment().get_template(template).render(page=page, generator=GENERATOR)
+    text: str = _environment().get_template(template).render(page=page, generator=GENERATOR)
     return text.rstrip("\n") + "\n"
 
 
 @cache
-def environment() -> Any:
-    """jinja2 with the templates of this package; HTML is escaped.
-
-    Raises:
-        FFFError: jinja2 is not installed.
-    """
-    need("jinja2", "report", "report")
+def _environment() -> Any:
+    """jinja2 with the templates of this package; HTML is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -93,13 +91,3 @@ def test_bad_flags_are_one_line(case):
     assert (result.exit_code, result.stdout) == (2, "")
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert message in result.stderr
-
-
-def test_help_needs_no_torch():
-    code = (
-        "import sys; sys.argv[1:] = ['bench', '--help']\nfrom fffconvert.cli import main\n"
-        "try:\n    main()\nfinally:\n    print(*sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "transformers", "matplotlib"} & set(done.stdout.splitlines()[-1].split())
-    assert "--layer" in done.stdout

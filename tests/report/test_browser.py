@@ -45,7 +45,7 @@ document.body.innerHTML = "<pre id='probe'></pre>";
 document.getElementById("probe").textContent = JSON.stringify(found);
 </script>
 """
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: install chromium")
 
 
 @pytest.fixture(scope="module")
