@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class Preset:
         config: The values of its config that differ from the class's defaults.
         parameters: The published number of parameters.
         source: Where shape and number were published.
+        ids: Checkpoints of this shape on the hub.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Preset:
     config: Mapping[str, Any]
     parameters: int
     source: str
+    ids: tuple[str, ...]
 
     def build(self, device: str = "meta") -> nn.Module:
         """The model with random weights; on the meta device, shapes without weights."""
@@ -57,15 +60,39 @@ def presets() -> dict[str, Preset]:
     """The models that are known by name."""
     listed = yaml.safe_load(files("fffconvert.estimate").joinpath("models.yaml").read_text(encoding="utf-8"))
     return {
-        name: Preset(name, values["class"], values["config"], int(values["parameters"]), values["source"])
+        name: Preset(
+            name,
+            values["class"],
+            values["config"],
+            int(values["parameters"]),
+            values["source"],
+            tuple(values.get("ids", ())),
+        )
         for name, values in listed.items()
     }
 
 
-def preset(name: str) -> Preset | None:
-    """The model of that name in the list, however it is spelt; None if there is none."""
-    key = name.lower().replace("_", "-")
-    return presets().get(key)
+@cache
+def _by_id() -> dict[str, Preset]:
+    """The models by their ids on the hub in lower case, with the organisation and without."""
+    named = [(identifier.lower(), known) for known in presets().values() for identifier in known.ids]
+    return {key: known for full, known in named for key in (full, full.partition("/")[2])}
+
+
+def preset(name: str, revision: str | None = None) -> Preset | None:
+    """The model of that name or hub id in the list, however it is spelt.
+
+    None if there is none, if a file or folder here has that name, or if a revision is asked for, which only
+    the hub knows.
+    """
+    if revision is not None or Path(name).exists():
+        return None
+    return presets().get(name.lower().replace("_", "-")) or _by_id().get(name.lower())
+
+
+@cache
+def _anatomy(name: str) -> Anatomy:
+    return record(presets()[name].build())
 
 
 def anatomy_of(
@@ -89,9 +116,9 @@ def anatomy_of(
     if isinstance(model, nn.Module):
         _check_dense(getattr(model, "config", None), type(model).__name__)
         return record(model, example_inputs)
-    known = preset(model)
+    known = preset(model, revision)
     if known is not None:
-        return record(known.build())
+        return _anatomy(known.name)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with warnings.catch_warnings():

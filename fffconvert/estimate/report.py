@@ -273,7 +273,7 @@ def estimate(
         model, example_inputs=example_inputs, revision=revision, trust_remote_code=trust_remote_code
     )
     name = model if isinstance(model, str) else type(model).__name__
-    known = preset(model) if isinstance(model, str) else None
+    known = preset(model, revision) if isinstance(model, str) else None
     return Estimate(
         name,
         known.source if known else None,

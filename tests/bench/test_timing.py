@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 
 import pytest
 import torch
@@ -21,39 +20,61 @@ def test_statistics_are_those_of_the_standard_library(nanoseconds):
     assert (found.calls, found.page_faults) == (len(nanoseconds), 3 / len(nanoseconds))
 
 
-def test_contestants_take_turns_in_an_order_that_moves_on(monkeypatch):
+class Clock:
+    """A clock that moves on only when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ns = 0
+        monkeypatch.setattr(timing, "perf_counter_ns", lambda: self.ns)
+        monkeypatch.setattr(timing, "perf_counter", lambda: self.ns / 1e9)
+
+    def wait(self, microseconds: int) -> None:
+        self.ns += 1000 * microseconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_contestants_take_turns_in_an_order_that_moves_on(monkeypatch, clock):
     monkeypatch.setattr(timing, "WARM_UP_CALLS", 1)
     called: list[str] = []
 
     def contestant(name: str) -> Contestant:
         def call(_: int) -> None:
             called.append(name)
-            time.sleep(0.002)
+            clock.wait({"a": 1, "b": 20, "c": 3}[name])
 
         return Contestant(call, [0])
 
     times = measure({name: contestant(name) for name in "abc"}, seconds=1e-9, repeats=3)
     assert called[-9:] == list("abcbcacab")
     assert all(found.calls == 3 for found in times.values())
-    assert all(found.median_us >= 2000 for found in times.values())
+    assert {name: found.median_us for name, found in times.items()} == {"a": 1, "b": 20, "c": 3}
 
 
-def test_inputs_change_from_call_to_call_and_are_prepared_untimed():
+def test_inputs_change_from_call_to_call_and_are_prepared_untimed(clock):
     seen: list[int] = []
     prepared: list[int] = []
 
     def prepare(x: int) -> None:
         prepared.append(x)
-        time.sleep(0.005)
+        clock.wait(5000)
 
-    found = measure({"one": Contestant(seen.append, [1, 2, 3], prepare)}, seconds=1e-9, repeats=7)["one"]
+    def call(x: int) -> None:
+        seen.append(x)
+        clock.wait(x)
+
+    found = measure({"one": Contestant(call, [1, 2, 3], prepare)}, seconds=1e-9, repeats=7)["one"]
     assert seen == prepared == [1 + n % 3 for n in range(len(seen))]
-    assert found.median_us < 2500
+    assert found.median_us == 2
 
 
-def test_the_number_of_calls_fills_the_time():
-    fast = Contestant(lambda x: time.sleep(0.001), [0])
-    assert 15 <= measure({"fast": fast}, seconds=0.05, repeats=7)["fast"].calls <= 56
+@pytest.mark.parametrize(("seconds", "calls"), [(0.05, 56), (0.001, 7), (0.0, 7)])
+def test_the_number_of_calls_fills_the_time(clock, seconds, calls):
+    slow = Contestant(lambda x: clock.wait(1000), [0])  # 50 calls, in seven rounds of eight
+    assert measure({"slow": slow}, seconds=seconds, repeats=7)["slow"].calls == calls
 
 
 def test_garbage_collection_is_as_before():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import fffconvert as fff
 from fffconvert.errors import FFFError
 from fffconvert.estimate.anatomy import Block, Rows
 from fffconvert.estimate.conversion import Budget, break_even_tokens, distinct_nodes
-from fffconvert.estimate.models import presets
+from fffconvert.estimate.models import preset, presets
 from fffconvert.estimate.workload import Phase, Stream, Workload
 from fffconvert.plan import FFFSpec
 
@@ -53,21 +52,20 @@ def test_published_figures_of_bert(bert: dict[str, object]):
     assert bert["model_speedup_limit"] == pytest.approx(2.85, abs=0.005)
 
 
-def test_published_figures_of_gpt3_in_time_and_memory():
+def test_published_figures_of_gpt3_in_little_memory():
     """A tree of depth 15 uses 16 of GPT-3's 49,152 neurons."""
-    code = "from fffconvert.cli import main; main()"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    arguments = ["estimate", "gpt3-175b", "--depth", "15", "--json"]
-    command = [sys.executable, "-c", code, *arguments]
+    code = (
+        "import resource, sys; from fffconvert.cli import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "estimate", "gpt3-175b", "--depth", "15", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = json.loads(done.stdout)
     assert (found["nodes"], found["neurons_used"], found["d_hidden"]) == (65535, 16, 49152)
     assert found["neuron_share"] == pytest.approx(0.000326, abs=5e-7)
     assert found["parameters"] == pytest.approx(175e9, rel=0.01)
-    assert after.ru_maxrss * 1024 < 2e9
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 20  # of the processor; 8 to 9 measured, half of them to import torch and transformers
+    assert int(done.stderr.split()[-1]) * 1024 < 2e9  # its weights are 700 GB
 
 
 @pytest.mark.parametrize("name", presets())
@@ -77,6 +75,36 @@ def test_presets_have_their_published_number_of_parameters(name: str):
         parameters = sum(parameter.numel() for parameter in known.build().parameters())
     assert parameters == pytest.approx(known.parameters, rel=0.01)
     assert known.source
+    assert all(preset(name) is known for full in known.ids for name in (full, full.partition("/")[2]))
+
+
+@pytest.mark.parametrize(
+    ("identifier", "name"),
+    [
+        ("bert-base-uncased", "bert-base"),
+        ("google-bert/bert-large-uncased", "bert-large"),
+        ("FacebookAI/roberta-base", "roberta-base"),
+        ("openai-community/gpt2-medium", "gpt2-medium"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3-8b"),
+        ("Mistral-7B-v0.1", "mistral-7b"),
+        ("Qwen/Qwen2.5-0.5B", "qwen2.5-0.5b"),
+    ],
+)
+def test_hub_ids_name_presets(identifier: str, name: str):
+    assert preset(identifier) is presets()[name]
+
+
+def test_hub_ids_of_presets_need_no_hub(bert: dict[str, object]):
+    found = fff.estimate("bert-base-uncased", depth=11, context=128)
+    assert found.to_dict() == {**bert, "model": "bert-base-uncased"}
+
+
+def test_a_folder_or_a_revision_is_not_answered_by_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    BertModel(TINY).save_pretrained("google-bert/bert-base-uncased")
+    assert fff.estimate("google-bert/bert-base-uncased").to_dict()["layers"] == 2
+    with pytest.raises(FFFError, match="--list"):
+        fff.estimate("bert-base-uncased", revision="main")
 
 
 @pytest.mark.parametrize(
