@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fffconvert import hub, surgery
-from fffconvert.convert import Recipe, prepare
+from fffconvert.convert import prepare
 from fffconvert.errors import FFFError, first_line
 from fffconvert.fit import read_corpus
 from fffconvert.fit.leaves import choose_neurons
@@ -27,6 +27,7 @@ from fffconvert.fit.stream import ActivationStream
 from fffconvert.hub.output import RECIPE
 from fffconvert.locate import FFNSite
 from fffconvert.plan import FFFSpec
+from fffconvert.recipe import Recipe
 from fffconvert.tree import FFFLayer
 
 TOKENS = 30_000

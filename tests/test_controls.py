@@ -13,12 +13,13 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 import fffconvert as fff
 from fffconvert.controls import Control, frozen_parameters, make_control, randomly_routed
 from fffconvert.controls import _control_layer as control_layer
-from fffconvert.convert import Recipe, convert_model
+from fffconvert.convert import convert_model
 from fffconvert.errors import FFFError
 from fffconvert.fit import fit_layer
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.locate import locate
 from fffconvert.plan import FFFSpec
+from fffconvert.recipe import Recipe
 from fffconvert.surgery import layers_of
 
 
@@ -132,9 +133,9 @@ def test_each_control_of_twelve_blocks_is_of_its_own_layer(twelve_blocks):
     expected = [f"bert.encoder.layer.{block}.intermediate.dense" for block in range(12)]
     assert list(converted) == list(control) == expected
     rows = {name: placed.layer.fff_leaf_constant for name, placed in converted.items()}
-    for name, (_, layer, placement) in control.items():
-        assert placement == converted[name].placement
-        same = [other for other, row in rows.items() if torch.equal(row, layer.fff_leaf_constant)]
+    for name, placed in control.items():
+        assert placed.placement == converted[name].placement
+        same = [other for other, row in rows.items() if torch.equal(row, placed.layer.fff_leaf_constant)]
         assert same == [name]
 
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from fffconvert import hub
 from fffconvert.cli import app
-from fffconvert.convert import Recipe
 from fffconvert.demo_pairs import PAIRS
+from fffconvert.recipe import Recipe
 
 demo = importlib.import_module("fffconvert.demo")
 needs_package = pytest.mark.skipif(

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 import fffconvert as fff
 from fffconvert import planning
 from fffconvert.cli import app
-from fffconvert.convert import Recipe, fit_blocks, prepare
+from fffconvert.convert import fit_blocks, prepare
 from fffconvert.errors import FFFError
 from fffconvert.plan import read_shapes
 from fffconvert.planning import Choice, Curve, spend
+from fffconvert.recipe import Recipe
 from fffconvert.tree import FFFLayer
 
 

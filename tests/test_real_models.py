@@ -15,9 +15,10 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from fffconvert import hub
-from fffconvert.convert import ConvertedModel, Recipe, convert_model, restore
+from fffconvert.convert import ConvertedModel, convert_model, restore
 from fffconvert.demo import similarities
 from fffconvert.demo_pairs import PAIRS
+from fffconvert.recipe import Recipe
 from fffconvert.tree import FFFLayer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

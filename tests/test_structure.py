@@ -21,6 +21,7 @@ ORDER = [
     "runtime",
     "locate",
     "plan",
+    "recipe",
     "tree",
     "fit",
     "standins",

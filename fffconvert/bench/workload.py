@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fffconvert import hub
 from fffconvert.bench.dense import DenseFFN
 from fffconvert.bench.settings import LayerBench
-from fffconvert.convert import Recipe, prepare
+from fffconvert.convert import prepare
 from fffconvert.errors import FFFError
 from fffconvert.fit import default_corpus, fit_layer
 from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_decoder_inputs
@@ -22,6 +22,7 @@ from fffconvert.fit.length import longest
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation
 from fffconvert.plan import FFFSpec, LayerForm
+from fffconvert.recipe import Recipe
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 

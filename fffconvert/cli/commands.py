@@ -142,9 +142,10 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Replace MODEL's feedforward blocks by FFF layers, fitted to what they do, and save the model."""
-    from fffconvert.convert import Recipe, convert_model
+    from fffconvert.convert import convert_model
     from fffconvert.errors import FFFError
     from fffconvert.plan import LayerForm, read_shapes
+    from fffconvert.recipe import Recipe
 
     if (depth is None) == (plan is None):
         raise FFFError("expected exactly one of --depth and --plan")

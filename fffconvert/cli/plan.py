@@ -44,10 +44,11 @@ def plan(
     import dataclasses
 
     from fffconvert import hub, planning
-    from fffconvert.convert import Recipe, prepare
+    from fffconvert.convert import prepare
     from fffconvert.errors import FFFError
     from fffconvert.figures import figure_class
     from fffconvert.fit import read_corpus
+    from fffconvert.recipe import Recipe
 
     for name, value, low in (
         ("budget", budget, 0.0),

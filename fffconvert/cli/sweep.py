@@ -41,8 +41,8 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Convert MODEL at each point of a grid of trees, depths and leaf widths, and measure every one."""
-    from fffconvert.convert import Recipe
     from fffconvert.evaluate.sweep import Grid, run_sweep
+    from fffconvert.recipe import Recipe
 
     grid = Grid(
         *(

@@ -14,12 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fffconvert.convert import Recipe, convert_model
+from fffconvert.convert import convert_model
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.run import environment, evaluate, write_whole
 from fffconvert.evaluate.tasks import TASKS, resolve_tasks
 from fffconvert.figures import figure_class
 from fffconvert.hub.card import Totals
+from fffconvert.recipe import Recipe
 
 RESULTS, PLOT, POINTS = "sweep.json", "sweep.png", "points"
 MARKERS = "osD^vP*X"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import hub, surgery
-from fffconvert.convert import BlockResult, Prepared, Recipe, fit_blocks, prepare
+from fffconvert.convert import BlockResult, Prepared, fit_blocks, prepare
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.language import LENGTH
 from fffconvert.fit import read_corpus
@@ -33,6 +33,7 @@ from fffconvert.fitreport import tasks
 from fffconvert.fitreport.blocks import LARGE, LEAF_DEPTH, Effort, compare_block
 from fffconvert.fitreport.controls import dense_control, random_routing
 from fffconvert.locate import FFNSite
+from fffconvert.recipe import Recipe
 from fffconvert.tree import FFFLayer
 
 SECTIONS = ("blocks", "sts", "mlm", "lm")

@@ -16,7 +16,7 @@ from fffconvert.bench.model.run import bench_model
 from fffconvert.bench.model.settings import ModelBench, missing_packages
 from fffconvert.bench.model.torch_models import CONFIG
 from fffconvert.controls import Control, make_control, read_conversion
-from fffconvert.convert import Recipe, convert_model, prepare
+from fffconvert.convert import convert_model, prepare
 from fffconvert.distill import distill_model
 from fffconvert.distill.checks import is_causal
 from fffconvert.distill.distiller import has_token_head
@@ -28,6 +28,7 @@ from fffconvert.evaluate.run import write_whole
 from fffconvert.evaluate.sweep import Grid, run_sweep
 from fffconvert.evaluate.tasks import Options, read_documents
 from fffconvert.hub.output import RECIPE
+from fffconvert.recipe import Recipe
 from fffconvert.report.build import Report, check_tools, report
 from fffconvert.report.documents import BENCHMARK
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import fffconvert as fff
 from fffconvert.controls import Control, make_control
-from fffconvert.convert import Recipe, convert_model
+from fffconvert.convert import convert_model
+from fffconvert.recipe import Recipe
 
 TASKS = ("rte", "cola", "sst-2")
 CONTROLS = (Control.DENSE, Control.DELETED, Control.RANDOM_ROUTING)

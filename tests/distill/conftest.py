@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fffconvert.convert import Recipe, convert_model
+from fffconvert.convert import convert_model
+from fffconvert.recipe import Recipe
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(a + b for a in "bcdfghklmn" for b in ("a", "e", "i", "o", "u"))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from test_convert import BY_NAME, batches
 
-from fffconvert.convert import Recipe, fit_blocks, prepare
+from fffconvert.convert import fit_blocks, prepare
 from fffconvert.fit.kept import KeptLayers
+from fffconvert.recipe import Recipe
 
 RECIPE = Recipe(depth=1, leaf_width=2)
 

@@ -11,10 +11,11 @@ from test_convert import BY_NAME
 from typer.testing import CliRunner
 
 from fffconvert.cli import app, fit_tables
-from fffconvert.convert import Recipe, prepare
+from fffconvert.convert import prepare
 from fffconvert.fitreport import blocks
 from fffconvert.fitreport.report import _Store, delete_blocks
 from fffconvert.locate import locate
+from fffconvert.recipe import Recipe
 
 
 def test_one_block_in_every_way(monkeypatch: pytest.MonkeyPatch):
