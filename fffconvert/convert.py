@@ -243,6 +243,8 @@ def fit_blocks(
         surgery.drop_originals(model)
     if isinstance(model, PreTrainedModel):
         hub.mark_converted(model, model.config._name_or_path or None)
+        # It is not what this name stands for any more: an adapter saved from it must not be put on that.
+        model.name_or_path = model.config._name_or_path = ""
     return results
 
 

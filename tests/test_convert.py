@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 
 import pytest
 import torch
+from peft import AutoPeftModel, LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForMaskedLM
 from zoo import ARCHITECTURES, HANDWRITTEN, Case
@@ -185,6 +187,18 @@ class TestOriginals:
         assert not any(block() for block in blocks)
         with pytest.raises(FFFError, match="keep_originals=False"):
             fff.restore(model)
+
+
+def test_an_adapter_of_a_converted_model_is_not_one_of_the_original(tmp_path):
+    case = BY_NAME["bert"]
+    case.build().save_pretrained(tmp_path / "original")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "original")
+    fff.convert(model, depth=2, calibration=batches(case), example_inputs=case.inputs())
+    assert model.config.quantization_config.base_model == str(tmp_path / "original")
+    get_peft_model(model, LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "adapter")
+    assert not json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
+    with pytest.raises((OSError, ValueError)):
+        AutoPeftModel.from_pretrained(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("case", [BY_NAME["llama"], BY_NAME["nanogpt"]], ids=str)
