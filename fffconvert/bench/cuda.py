@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from fffconvert.bench import check
 from fffconvert.bench.card import Card, fused
-from fffconvert.bench.contestants import Entry, first_line, try_compiled
+from fffconvert.bench.contestants import Entry, first_line, times, try_compiled
 from fffconvert.bench.dense import Call, DenseFFN
 from fffconvert.bench.settings import LayerBench
 from fffconvert.bench.summary import rows
-from fffconvert.bench.timing import measure
 from fffconvert.bench.traffic import parameter_bytes, visited_bytes
 from fffconvert.bench.workload import Workload
 from fffconvert.deploy import deploy
@@ -47,7 +46,8 @@ def cuda_rows(
         WrongOutputError: A backend's outputs are not those of the layer.
     """
     run = _Run(workload, settings, problems, card)
-    for tokens in tqdm(settings.tokens, desc=f"{workload.name}, {workload.inputs} inputs", disable=None):
+    bar = tqdm(settings.tokens, desc=f"{workload.name}, {workload.inputs} inputs", disable=None)
+    for tokens in bar:
         batches = workload.batches(tokens, settings.seed)
         with torch.inference_mode():
             inputs = {
@@ -55,10 +55,9 @@ def cuda_rows(
             }
             found, moved = run.check(inputs)
             entries = run.entries(inputs)
-            contestants = {entry.key: entry.contestant for entry in entries}
-            times = measure(contestants, seconds=settings.seconds, repeats=settings.repeats)
+            found_times = times(entries, settings, bar, f"{tokens:,} tokens")
         common = {"mode": "inference", "threads": None, "tokens": tokens, "page_fault_us": None}
-        measured = rows(workload, entries, times, found, **common)
+        measured = rows(workload, entries, found_times, found, **common)
         for entry, row in zip(entries, measured, strict=True):
             size = moved[entry.backend, entry.dtype]
             gb_s = size / row["median_us"] / 1e3

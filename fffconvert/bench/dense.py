@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.backends import cpu
 
 Call = Callable[[Tensor], Tensor]
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Features with any of which a processor multiplies bfloat16 itself; on others torch emulates it."""
 
 
 class DenseFFN(nn.Module):
@@ -42,6 +45,13 @@ def compiled(block: nn.Module, x: Tensor) -> Call:
     call: Call = torch.compile(block, dynamic=False)
     call(x)
     return call
+
+
+def emulated() -> str | None:
+    """Why a bfloat16 block on this processor would be no fair baseline; None where it is one."""
+    if BFLOAT16.intersection(cpu().features):
+        return None
+    return f"bfloat16 is emulated: the processor has none of {', '.join(sorted(BFLOAT16))}"
 
 
 def int8(block: nn.Module) -> nn.Module:

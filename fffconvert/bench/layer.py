@@ -12,13 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fffconvert.bench import card, check, machine
-from fffconvert.bench.contestants import Dense, Entry, layers
+from fffconvert.bench.contestants import Dense, Entry, layers, place, times
 from fffconvert.bench.cuda import cuda_rows
 from fffconvert.bench.depths import sweep
 from fffconvert.bench.settings import LayerBench
 from fffconvert.bench.summary import rows as rows_of
 from fffconvert.bench.summary import summarise
-from fffconvert.bench.timing import FRESH_BYTES, Contestant, Timing, kept_memory, measure, page_fault_us
+from fffconvert.bench.timing import FRESH_BYTES, Contestant, kept_memory, page_fault_us
 from fffconvert.bench.train import train_rows
 from fffconvert.bench.workload import Workload, workloads
 
@@ -98,26 +98,21 @@ class _Inference:
         points = [(threads, tokens) for threads in settings.threads for tokens in settings.tokens]
         bar = tqdm(points, desc=f"{self.workload.name}, {self.workload.inputs} inputs", disable=None)
         for threads, tokens in bar:
-            bar.set_postfix_str(f"{tokens} tokens, {threads} threads")
             torch.set_num_threads(threads)
             batches = self.workload.batches(tokens, settings.seed)
             with torch.inference_mode():
                 errors = self.errors(batches)
                 entries = self.entries(batches, compile_=settings.compile)
-                times = self.times(entries)
+                found = times(entries, settings, bar, place(self.workload, threads, tokens))
                 faults = page_fault_us(
                     tokens, self.workload.layer.spec.d_out, seconds=settings.seconds, repeats=settings.repeats
                 )
             common = {"mode": "inference", "threads": threads, "tokens": tokens, "page_fault_us": faults}
-            yield from rows_of(self.workload, entries, times, errors, **common)
+            yield from rows_of(self.workload, entries, found, errors, **common)
 
     def entries(self, batches: list[Tensor], *, compile_: bool) -> list[Entry]:
         own = [Entry(*variant, None, Contestant(layer, batches)) for variant, layer in self.layers.items()]
         return own + self.blocks.entries(batches, compile_)
-
-    def times(self, entries: list[Entry]) -> dict[str, Timing]:
-        contestants = {entry.key: entry.contestant for entry in entries}
-        return measure(contestants, seconds=self.settings.seconds, repeats=self.settings.repeats)
 
     def errors(self, batches: list[Tensor]) -> dict[str, dict[str, float | None]]:
         """What the check of each backend finds, in calls like those that are timed."""
@@ -147,12 +142,13 @@ def _add_warm_figures(runs: list[_Inference], rows: list[dict[str, Any]], settin
         if tokens * run.workload.layer.spec.d_out * 4 >= FRESH_BYTES
     ]
     with torch.inference_mode(), kept_memory() as kept:
-        for run, threads, tokens in tqdm(points if kept else [], desc="warm outputs", disable=None):
+        bar = tqdm(points if kept else [], desc="warm outputs", disable=None)
+        for run, threads, tokens in bar:
             torch.set_num_threads(threads)
             entries = run.entries(run.workload.batches(tokens, settings.seed), compile_=False)
-            times = run.times(entries)
+            found = times(entries, settings, bar, f"warm outputs, {place(run.workload, threads, tokens)}")
             point = (run.workload.name, run.workload.inputs, threads, tokens)
-            kinds = {(entry.backend, entry.dtype, entry.variant): times[entry.key] for entry in entries}
+            kinds = {(entry.backend, entry.dtype, entry.variant): found.get(entry.key) for entry in entries}
             for row in rows:
                 timing = kinds.get((row["backend"], row["dtype"], row["variant"]))
                 if timing and point == tuple(row[k] for k in ("layer", "inputs", "threads", "tokens")):

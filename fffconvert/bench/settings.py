@@ -42,6 +42,7 @@ class LayerBench:
         compile: Try torch.compile on the dense blocks.
         seconds: Time that each contestant gets for each figure.
         repeats: Least number of calls of each contestant.
+        limit: Seconds after which a contestant begins no further call for a figure.
         seed: Of weights and random inputs.
     """
 
@@ -60,6 +61,7 @@ class LayerBench:
     compile: bool = True
     seconds: float = 0.3
     repeats: int = 7
+    limit: float = 3.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,8 +77,11 @@ class LayerBench:
         if any(dtype not in known for dtype in self.dtypes):
             raise FFFError(f"--dtype is {','.join(self.dtypes)!r}; expected some of {','.join(known)}")
         object.__setattr__(self, "dtypes", self.dtypes or known)
-        if not self.seconds > 0 or self.repeats < 1:
-            raise FFFError(f"--seconds {self.seconds}, --repeats {self.repeats}; expected above 0, from 1")
+        if not (self.seconds > 0 and self.limit > 0) or self.repeats < 1:
+            raise FFFError(
+                f"--seconds {self.seconds}, --limit {self.limit}, --repeats {self.repeats}; "
+                "expected times above 0 and repeats from 1"
+            )
         if not self.forests:
             raise FFFError("no layer to measure; give --trees and --depth, or --forest 8x8")
         for d in self.shape or ():

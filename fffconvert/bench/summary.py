@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from statistics import geometric_mean
 from typing import Any
 
@@ -20,6 +21,7 @@ RATIOS = (
     "speedup_vs_fused_block",
     "speedup_vs_fused_tree_size",
 )
+UNMEASURED = dict.fromkeys(field.name for field in fields(Timing))
 UNCHECKED = {"max_error": None, "left_out": None, "path_agreement": None}
 
 
@@ -30,29 +32,32 @@ def rows(
     errors: Mapping[str, Mapping[str, float | None]],
     **common: Any,
 ) -> Iterator[dict[str, Any]]:
-    """One row for each contestant.
+    """One row for each contestant; of one that was skipped it has the reason, and no figures.
 
     Args:
         workload: What was computed.
         entries: The contestants.
-        times: By key of entry.
+        times: By key of entry, of those that were not skipped.
         errors: What a check found, by key of entry.
         **common: Fields that all rows share: mode, threads, tokens.
     """
     bound = workload.bound(workload.tree_size)
-    fused = [entry for entry in entries if entry.variant == "fused"]
+    ran = [entry for entry in entries if entry.key in times]
+    fused = [entry for entry in ran if entry.variant == "fused"]
     for entry in entries:
-        own, is_layer = times[entry.key].median_us, entry.backend in ("cpu", "cupy", "reference")
+        own, is_layer = times.get(entry.key), entry.backend in ("cpu", "cupy", "reference")
         best = {
-            "block": _best(entries, times, "block", entry.against),
-            "tree_size": _best(entries, times, "tree_size", entry.against),
-            "int8_dense": _best(entries, times, "tree_size", "int8", entry.dtype),
-            "bfloat16_dense": _best(entries, times, "tree_size", "bfloat16", entry.dtype),
-            "masked_dense": _best(entries, times, "masked_dense", "float32"),
+            "block": _best(ran, times, "block", entry.against),
+            "tree_size": _best(ran, times, "tree_size", entry.against),
+            "int8_dense": _best(ran, times, "tree_size", "int8", entry.dtype),
+            "bfloat16_dense": _best(ran, times, "tree_size", "bfloat16", entry.dtype),
+            "masked_dense": _best(ran, times, "masked_dense", "float32"),
             "fused_block": _best(fused, times, "block", entry.against),
             "fused_tree_size": _best(fused, times, "tree_size", entry.against),
         }
-        ratio = {name: times[e.key].median_us / own if e else None for name, e in best.items()}
+        ratio = {
+            name: times[e.key].median_us / own.median_us if e and own else None for name, e in best.items()
+        }
         against = ratio["tree_size"]
         yield {
             "layer": workload.name,
@@ -63,7 +68,8 @@ def rows(
             "backend": entry.backend,
             "dtype": entry.dtype,
             "variant": entry.variant,
-            **vars(times[entry.key]),
+            "skipped": entry.skipped,
+            **(vars(own) if own else UNMEASURED),
             **{f"speedup_vs_{name}": value for name, value in ratio.items()},
             "block_baseline": best["block"].variant if best["block"] else None,
             "tree_size_baseline": best["tree_size"].variant if best["tree_size"] else None,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from time import perf_counter, perf_counter_ns
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -66,29 +66,51 @@ class Timing:
         return cls(median, p20, p80, len(nanoseconds), page_faults / len(nanoseconds))
 
 
-def measure(contestants: Mapping[str, Contestant], *, seconds: float, repeats: int) -> dict[str, Timing]:
+def measure(
+    contestants: Mapping[str, Contestant],
+    *,
+    seconds: float,
+    repeats: int,
+    limit: float = math.inf,
+    begin: Callable[[str], None] = lambda name: None,
+) -> dict[str, Timing]:
     """Time contestants in turns.
 
-    Each takes some `seconds` in all, and at least `repeats` calls. In every round each makes its share of its
-    calls, one after the other; the order moves on by one from round to round. A result is freed after its
-    call's time has been taken. Garbage is not collected meanwhile.
+    Each takes some `seconds` in all, and at least `repeats` calls, or fewer where these take longer than
+    `limit`: one call is timed in any case, which is the first where already that one takes so long. In every
+    round each makes its share of its calls, one after the other; the order moves on by one from round to
+    round. A result is freed after its call's time has been taken. Garbage is not collected meanwhile.
+
+    Args:
+        contestants: By name.
+        seconds: Time for each of them.
+        repeats: Least calls of each of them.
+        limit: Seconds after which none begins a further call.
+        begin: Told the name of each before its first call.
     """
     inputs = {name: cycle(contestant.inputs) for name, contestant in contestants.items()}
-    shares = {
-        name: _calls_per_round(contestant, inputs[name], seconds, repeats)
-        for name, contestant in contestants.items()
-    }
     times: dict[str, list[int]] = {name: [] for name in contestants}
     faults = dict.fromkeys(contestants, 0)
+    calls: dict[str, int] = {}
+    rounds = min(ROUNDS, repeats)
+    for name, contestant in contestants.items():
+        begin(name)
+        before = _page_faults()
+        first = _time(contestant, inputs[name], 1)  # it may set things up
+        if first[0] / 1e9 >= limit:
+            times[name], faults[name], calls[name] = first, _page_faults() - before, 0
+        else:
+            calls[name] = _calls(contestant, inputs[name], first[0] / 1e9, seconds, repeats, limit)
     order = list(contestants)
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for turn in range(min(ROUNDS, repeats)):
+        for turn in range(rounds):
             start = turn % len(order)
             for name in (*order[start:], *order[:start]):
+                share = calls[name] * (turn + 1) // rounds - calls[name] * turn // rounds
                 before = _page_faults()
-                times[name] += _time(contestants[name], inputs[name], shares[name])
+                times[name] += _time(contestants[name], inputs[name], share)
                 faults[name] += _page_faults() - before
             gc.collect()
     finally:
@@ -97,15 +119,16 @@ def measure(contestants: Mapping[str, Contestant], *, seconds: float, repeats: i
     return {name: Timing.of(times[name], faults[name]) for name in order}
 
 
-def _calls_per_round(contestant: Contestant, inputs: Iterator[Any], seconds: float, repeats: int) -> int:
-    """Warm up, and see how many calls fill the time."""
-    started = perf_counter()
-    _time(contestant, inputs, 1)  # the first may set things up
-    times = [perf_counter() - started]
-    if times[0] < seconds:
-        times = [t / 1e9 for t in _time(contestant, inputs, WARM_UP_CALLS)]
-    calls = min(MOST_CALLS, max(repeats, seconds / min(times)))
-    return math.ceil(calls / min(ROUNDS, repeats))
+def _calls(
+    contestant: Contestant, inputs: Iterator[Any], first: float, seconds: float, repeats: int, limit: float
+) -> int:
+    """Warm up further if the first call took less than the time, and see how many calls fill it."""
+    spent = [first]
+    if first < seconds:
+        spent += [t / 1e9 for t in _time(contestant, inputs, WARM_UP_CALLS)]
+    call = max(min(spent), 1e-9)
+    wanted = min(MOST_CALLS, max(repeats, math.ceil(seconds / call)))
+    return wanted if wanted * call <= limit - sum(spent) else max(1, int((limit - sum(spent)) / call))
 
 
 def _time(contestant: Contestant, inputs: Iterator[Any], calls: int) -> list[int]:

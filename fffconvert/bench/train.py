@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fffconvert.bench import check, dense
-from fffconvert.bench.contestants import Entry, try_compiled
+from fffconvert.bench.contestants import Entry, place, times, try_compiled
 from fffconvert.bench.settings import LayerBench
 from fffconvert.bench.summary import rows
-from fffconvert.bench.timing import Contestant, measure
+from fffconvert.bench.timing import Contestant
 from fffconvert.bench.workload import Workload
 from fffconvert.runtime.backends import backends
 from fffconvert.tree import FFFLayer
@@ -41,7 +41,8 @@ def train_rows(workload: Workload, settings: LayerBench, problems: list[str]) ->
     wide = dense.DenseFFN(layer.spec.d_in, workload.tree_size)
     modules = {"masked_dense": masked, "block": workload.block, "tree_size": wide}
     points = [(threads, tokens) for threads in settings.threads for tokens in settings.tokens]
-    for threads, tokens in tqdm(points, desc=f"{workload.name}, training", disable=None):
+    bar = tqdm(points, desc=f"{workload.name}, training", disable=None)
+    for threads, tokens in bar:
         torch.set_num_threads(threads)
         batches = workload.batches(tokens, settings.seed)
         inputs = [x.requires_grad_() for x in batches]
@@ -56,11 +57,10 @@ def train_rows(workload: Workload, settings: LayerBench, problems: list[str]) ->
             call = try_compiled(module, inputs[0], name, problems) if settings.compile else None
             if call is not None:
                 entries.append(Entry(name, "float32", "compiled", _step(module, call, inputs, gradient)))
-        contestants = {entry.key: entry.contestant for entry in entries}
-        times = measure(contestants, seconds=settings.seconds, repeats=settings.repeats)
+        found = times(entries, settings, bar, place(workload, threads, tokens))
         errors = {entries[0].key: {"max_error": error, "left_out": left_out, "path_agreement": None}}
         common = {"mode": "train", "threads": threads, "tokens": tokens, "page_fault_us": None}
-        yield from rows(workload, entries, times, errors, **common)
+        yield from rows(workload, entries, found, errors, **common)
 
 
 def _step(module: nn.Module, call: dense.Call, inputs: list[Tensor], gradient: Tensor) -> Contestant:

@@ -89,6 +89,9 @@ def bench(
         float | None, typer.Option(help="Time for each contestant and figure: 0.3, or 3 for MODEL.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Least calls of each contestant.")] = 7,
+    limit: Annotated[
+        float, typer.Option(help="For --layer: seconds after which a contestant makes no further call.")
+    ] = 3.0,
     seed: Annotated[int, typer.Option(help="Of weights and random inputs.")] = 0,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -140,6 +143,7 @@ def bench(
             compile=compile_,
             seconds=0.3 if seconds is None else seconds,
             repeats=repeats,
+            limit=limit,
             seed=seed,
         )
         found = bench_layer(settings)
@@ -156,7 +160,7 @@ def _show(out: Output, found: Mapping[str, Any], plot: Path | None) -> None:
         out.show(bench_tables.rows(group))
     legend = bench_tables.LEGEND if found["published"] is None else bench_tables.CUDA_LEGEND
     out.show(bench_tables.summary(found["summary"]), *legend)
-    out.show(*bench_tables.beside_published(found))
+    out.show(*bench_tables.beside_published(found), *bench_tables.skipped(found["rows"]))
     if not found["settings"]["compile"]:
         out.show("torch.compile was left out (--no-compile): the dense blocks may be faster than shown.")
     out.show(*(f"not measured: {text}" for text in found["problems"]))

@@ -41,6 +41,13 @@ def machine(values: Row) -> Table:
     return pairs(shown)
 
 
+def skipped(members: Iterable[Row]) -> Iterator[str]:
+    """What was skipped and why, each once."""
+    reasons = {(row["backend"], row["dtype"]): row["skipped"] for row in members if row["skipped"]}
+    for (backend, dtype), reason in reasons.items():
+        yield f"skipped: {backend} in {dtype}: {reason}"
+
+
 def beside_published(found: Row) -> Iterator[str]:
     """What others measured on a GPU, beside the same ratio here; nothing on the CPU."""
     if found["published"] is None:
@@ -82,10 +89,14 @@ def rows(members: Sequence[Row]) -> Table:
         if before not in (None, row["tokens"]):
             table.add_section()
         before = row["tokens"]
+        name = " ".join(part for part in (row["backend"], row["variant"]) if part)
+        if row["skipped"] is not None:
+            table.add_row(f"{row['tokens']:,}", name, row["dtype"], "skipped")
+            continue
         same = row["speedup_vs_int8_dense"] or row["speedup_vs_bfloat16_dense"]
         cells = [
             f"{row['tokens']:,}",
-            " ".join(part for part in (row["backend"], row["variant"]) if part),
+            name,
             row["dtype"],
             _us(row["median_us"]),
             f"{_us(row['p20_us'])}-{_us(row['p80_us'])}",

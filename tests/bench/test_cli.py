@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fffconvert.bench import contestants
+from fffconvert.bench import contestants, dense
 from fffconvert.cli import app
 
 QUICK = ["--layer", "--shape", "16x48", "--depth", "3", "--backend", "reference", "--no-compile"]
@@ -23,6 +23,7 @@ CONTRACT = {
     "speedup_vs_tree_size",
     "speedup_vs_int8_dense",
     "max_error",
+    "skipped",
     "page_fault_us",
     "warm_output_us",
 }
@@ -52,6 +53,14 @@ def test_people_get_tables(more):
     assert f"1x3, 16x48, {kind}, random inputs, 1 thread" in result.stdout
     for word in ("tree_size eager", "geometric mean", "transparent huge pages", "torch.compile was left out"):
         assert word in result.stdout
+
+
+def test_people_see_what_was_skipped_and_who_is_on(monkeypatch):
+    monkeypatch.setattr(dense, "emulated", lambda: "no hardware for it")
+    result = run(*QUICK)
+    assert result.exit_code == 0, result.output
+    assert "skipped: block in bfloat16: no hardware for it" in result.stdout
+    assert "1x3, random inputs, 1 thread, 5 tokens: tree_size int8 eager" in result.stderr.splitlines()
 
 
 def test_wrong_outputs_end_with_status_1(monkeypatch):

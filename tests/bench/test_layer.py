@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from fffconvert.bench import LayerBench, bench_layer, contestants, machine
+from fffconvert.bench import LayerBench, bench_layer, contestants, dense, machine
 from fffconvert.bench.check import WrongOutputError
 from fffconvert.bench.depths import draw, sweep
 from fffconvert.bench.workload import DISTINCT_TOKENS, random_workload
 from fffconvert.errors import FFFError
 from fffconvert.plan import FFFSpec
+from fffconvert.runtime.backends import Cpu
 
 QUICK: dict[str, Any] = {
     "shape": (16, 48),
@@ -31,9 +32,15 @@ DENSE = [
 CONTESTANTS = {("reference", "float32", None), *DENSE}
 
 
+def processor(*features: str) -> Cpu:
+    return Cpu("some", 1, 1, "AVX2", features)
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    return bench_layer(LayerBench(**QUICK))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "cpu", lambda: processor("avx2", "avx512_bf16"))
+        return bench_layer(LayerBench(**QUICK))
 
 
 def test_every_contestant_has_a_row_at_every_point(found):
@@ -65,6 +72,29 @@ def test_rows_hold_together(found):
             assert (row["left_out"], row["path_agreement"]) == (0, 1)
         else:
             assert row["max_error"] is row["share_of_bound"] is None
+
+
+def test_emulated_baselines_are_rows_with_a_reason(monkeypatch, capsys):
+    monkeypatch.setattr(dense, "cpu", lambda: processor("avx2", "f16c"))
+    found = bench_layer(LayerBench(**{**QUICK, "forests": ((1, 3),), "tokens": (1024,)}))
+    rows = {(row["backend"], row["dtype"]): row for row in found["rows"]}
+    assert rows.keys() == {(backend, dtype) for backend, dtype, _ in CONTESTANTS}
+    skipped = {key for key, row in rows.items() if row["skipped"] is not None}
+    assert skipped == {("block", "bfloat16"), ("tree_size", "bfloat16")}
+    for key, row in rows.items():
+        assert row.keys() == rows["block", "float32"].keys()
+        assert (row["median_us"] is None) == (row["calls"] is None) == (key in skipped)
+        if key in skipped:
+            assert row["skipped"] == (
+                "bfloat16 is emulated: the processor has none of amx_bf16, avx512_bf16, bf16"
+            )
+            assert row["speedup_vs_block"] is row["warm_output_us"] is None
+    lines = capsys.readouterr().err.splitlines()
+    measured = [" ".join(key) for key in rows if key not in skipped]
+    assert [line for line in lines if line.startswith("1x3, random inputs, 1 thread, 1,024 tokens: ")] == [
+        f"1x3, random inputs, 1 thread, 1,024 tokens: {name}{' eager' * ('reference' not in name)}"
+        for name in measured
+    ]
 
 
 def test_bounds_are_counts(found):
@@ -123,7 +153,8 @@ def test_threads_are_as_before(found):
 def test_large_outputs_are_timed_warm_too():
     settings = LayerBench(**{**QUICK, "shape": (64, 64), "tokens": (4, 1024), "forests": ((1, 1),)})
     for row in bench_layer(settings)["rows"]:
-        assert (row["warm_output_us"] is not None) == (row["tokens"] == 1024)  # 1 KiB and 256 KiB
+        large = row["tokens"] == 1024  # 256 KiB, and 1 KiB
+        assert (row["warm_output_us"] is not None) == (large and row["skipped"] is None)
 
 
 def test_compiled_blocks_take_part_and_the_better_counts():
@@ -197,6 +228,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "shape": ({"shape": (0, 4)}, "--shape holds 0"),
     "seconds": ({"seconds": float("nan")}, "--seconds nan"),
     "repeats": ({"repeats": 0}, "--repeats 0"),
+    "limit": ({"limit": 0.0}, r"--limit 0\.0"),
     "train and model": ({"train": True, "model": "x"}, "leave out --model"),
     "block without model": ({"blocks": ("layer.0",)}, "give --model too"),
 }

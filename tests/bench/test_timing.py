@@ -26,7 +26,6 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ns = 0
         monkeypatch.setattr(timing, "perf_counter_ns", lambda: self.ns)
-        monkeypatch.setattr(timing, "perf_counter", lambda: self.ns / 1e9)
 
     def wait(self, microseconds: int) -> None:
         self.ns += 1000 * microseconds
@@ -71,10 +70,30 @@ def test_inputs_change_from_call_to_call_and_are_prepared_untimed(clock):
     assert found.median_us == 2
 
 
-@pytest.mark.parametrize(("seconds", "calls"), [(0.05, 56), (0.001, 7), (0.0, 7)])
+@pytest.mark.parametrize(("seconds", "calls"), [(0.05, 50), (0.001, 7), (1e-9, 7)])
 def test_the_number_of_calls_fills_the_time(clock, seconds, calls):
-    slow = Contestant(lambda x: clock.wait(1000), [0])  # 50 calls, in seven rounds of eight
+    slow = Contestant(lambda x: clock.wait(1000), [0])
     assert measure({"slow": slow}, seconds=seconds, repeats=7)["slow"].calls == calls
+
+
+@pytest.mark.parametrize(
+    ("limit", "timed", "called"),
+    [(10, 7, 8), (4.5, 3, 4), (1.5, 1, 2), (0.9, 1, 1)],  # seconds; a call takes one
+)
+def test_a_slow_contestant_makes_fewer_calls(clock, limit, timed, called):
+    begun: list[str] = []
+    calls: list[int] = []
+
+    def slow(_: int) -> None:
+        calls.append(len(begun))
+        clock.wait(1_000_000)
+
+    both = {"slow": Contestant(slow, [0]), "quick": Contestant(lambda x: clock.wait(1), [0])}
+    times = measure(both, seconds=9.5e-6, repeats=7, limit=limit, begin=begun.append)
+    assert (times["slow"].calls, len(calls), times["slow"].median_us) == (timed, called, 1e6)
+    assert (times["quick"].calls, times["quick"].median_us) == (10, 1)
+    assert begun == ["slow", "quick"]
+    assert calls[0] == 1  # told before its first call
 
 
 def test_garbage_collection_is_as_before():
