@@ -250,7 +250,7 @@ def plan(
         shapes: What differs, by the names of blocks: some of `SHAPE`.
 
     Raises:
-        FFFError: A number is out of range.
+        FFFError: A number is out of range, or a block has an activation that FFF layers lack.
     """
     specs = {
         site.name: FFFSpec(
@@ -262,7 +262,7 @@ def plan(
             branch_outputs=form is LayerForm.BRANCH,
             leaf_width=leaf_width,
             leaf_sparsity=leaf_sparsity,
-            activation=site.activation if site.activation in ACTIVATIONS else "gelu",
+            activation=known_activation(site.activation, site.name),
             feature_axis=site.placement.feature_axis,
         )
         for site in sites
@@ -271,6 +271,20 @@ def plan(
         spec = dataclasses.replace(specs[site.name], **(shapes or {}).get(site.name, {}))
         specs[site.name] = dataclasses.replace(spec, leaf_gated=bool(spec.leaf_width) and site.gated)
     return specs
+
+
+def known_activation(activation: str, block: str) -> str:
+    """The activation of a block, as its layer is to have it.
+
+    Raises:
+        FFFError: FFF layers lack it.
+    """
+    if activation not in ACTIVATIONS:
+        raise FFFError(
+            f"block {block} has an activation that FFF layers lack ({activation}); expected one of "
+            f"{', '.join(ACTIVATIONS)}: leave the block out with --exclude"
+        )
+    return activation
 
 
 def _matches(name: str, pattern: str) -> bool:

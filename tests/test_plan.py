@@ -7,8 +7,10 @@ import warnings
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zoo import ARCHITECTURES
+from zoo import ARCHITECTURES, HANDWRITTEN
 
+import fffconvert as fff
+from fffconvert.bench.model import torch_models
 from fffconvert.errors import FFFError
 from fffconvert.locate import Sites, locate
 from fffconvert.plan import FFFSpec, LayerForm, plan, select
@@ -135,3 +137,21 @@ def test_plan_takes_widths_and_activation_from_the_block(located, form: LayerFor
     assert set(specs) == {site.name for site in located[0]}
     expected = FFFSpec(24, 24, 3, 2, 1, branch_outputs=form is LayerForm.BRANCH, activation="gelu")
     assert set(specs.values()) == {expected}
+
+
+def test_an_activation_that_layers_lack_is_refused_with_the_block():
+    case = next(case for case in HANDWRITTEN if case.name == "custom-activation")
+    sites = locate(case.build(), case.inputs())
+    message = rf"block {sites[0].name} has an activation that FFF layers lack \(custom\); .*--exclude"
+    with pytest.raises(FFFError, match=message):
+        plan(sites, depth=2, form=LayerForm.PAPER)
+    with pytest.raises(FFFError, match=message):
+        fff.convert(case.build(), depth=2, calibration=[case.inputs()] * 2, example_inputs=case.inputs())
+    with pytest.raises(FFFError, match=message):
+        fff.estimate(case.build(), depth=2, example_inputs=case.inputs())
+    settings = {"depth": 1, "trees": 1, "model": "a model", "original": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_models, "dense", lambda _: case.build())
+        patch.setattr(torch_models, "locate", lambda model: locate(model, case.inputs()))
+        with pytest.raises(FFFError, match=message):
+            torch_models.trees(settings)

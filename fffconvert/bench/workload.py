@@ -21,7 +21,7 @@ from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_dec
 from fffconvert.fit.length import longest
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation
-from fffconvert.plan import FFFSpec, LayerForm
+from fffconvert.plan import FFFSpec, LayerForm, known_activation
 from fffconvert.recipe import Recipe
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
@@ -164,7 +164,7 @@ class _RealModel:
             with torch.no_grad():
                 y = block(fitted)
             for trees, depth in forests:
-                activation = site.activation if site.activation != "custom" else "gelu"
+                activation = known_activation(site.activation, site.name)
                 spec = FFFSpec(site.d_model, site.d_model, depth, trees, activation=activation)
                 yield Workload(site.name, fit_layer(fitted, y, spec).eval(), block, site.d_hidden, pool)
 

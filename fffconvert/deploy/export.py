@@ -9,7 +9,7 @@ from pathlib import Path
 from fffconvert import hub
 from fffconvert.deploy.aot import export_aot
 from fffconvert.deploy.layers import deploy_layers
-from fffconvert.deploy.onnx import export_onnx, quantize_onnx
+from fffconvert.deploy.onnx import check_packages, export_onnx, quantize_onnx
 from fffconvert.deploy.rest import check_rest
 from fffconvert.errors import FFFError
 
@@ -54,6 +54,9 @@ def export_folder(
         raise FFFError(f"file {output} exists; choose another -o, or add --overwrite")
     if not output.resolve().parent.is_dir():
         raise FFFError(f"-o {output}: its folder does not exist; make it first")
+    if form != "aot":
+        check_packages(int8=quantize_rest == "int8")
+    hub.check_converted(name, trust_remote_code=trust_remote_code)
     model = hub.load(name, trust_remote_code=trust_remote_code, deployed=False).model.float()
     deploy_layers(model, "reference", dtype, originals={})
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.resolve().parent) as temporary:

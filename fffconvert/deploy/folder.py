@@ -35,6 +35,7 @@ class Settings:
         quantize_rest: "int8" or "none", for the linear maps and the attention beside the trees.
         max_drop: Largest loss of agreement with the model before, of 1; more is refused.
         texts: Text files or `datasets` names to compare the outputs on; by default prose from Python.
+        text_columns: Of rows of data, those that hold text; empty to find them by their usual names.
     """
 
     target: str = "cpu"
@@ -43,6 +44,7 @@ class Settings:
     quantize_rest: str = "int8"
     max_drop: float = 0.05
     texts: tuple[str, ...] = ()
+    text_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_rest(self.quantize_rest)
@@ -111,15 +113,17 @@ def deploy_folder(
     """
     if output is not None:
         hub.check_output(output, overwrite=overwrite)
+        if hub.resolve(name).folder is None:
+            raise FFFError(f"{name} is no local folder; download it first, then deploy the folder")
+    stored = hub.check_converted(name, trust_remote_code=trust_remote_code)
+    if stored.get("deployment") is not None:
+        raise FFFError(f"{name} is deployed already; deploy the folder that it was made from")
+    texts = read_corpus(settings.texts, settings.text_columns) if settings.texts else None
     loaded = hub.load(name, trust_remote_code=trust_remote_code)
     model = loaded.model.to(settings.target)
-    config = getattr(model.config, "quantization_config", None)
-    if getattr(config, "deployment", None) is not None:
-        raise FFFError(f"{name} is deployed already; deploy the folder that it was made from")
-    texts = read_corpus(settings.texts) if settings.texts else None
     before = weight_bytes(model)
     outputs = Outputs(model, loaded.tokenizer, texts)
-    base = getattr(config, "base_model", None)
+    base = stored.get("base_model")
     # A folder holds no dense blocks, so what is to be written is computed by trees; without, all is compared.
     originals = original_blocks(base, trust_remote_code) if base and output is None else {}
     layers = deploy_layers(model, settings.backend, settings.dtype, originals=originals)
@@ -140,8 +144,7 @@ def deploy_folder(
     result = Deployed(layers, linears, attention, agreement, before, weight_bytes(model), None)
     if output is not None:
         folder = loaded.source.folder
-        if folder is None:
-            raise FFFError(f"{name} is no local folder; download it first, then deploy the folder")
+        assert folder is not None, "checked above"
         written = _write(folder, deployment, result, output, overwrite)
     return dataclasses.replace(result, output=written)
 

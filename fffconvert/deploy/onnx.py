@@ -25,6 +25,21 @@ LARGE = 1 << 30
 """Bytes of weights above which they go to a file of their own; a single file cannot hold 2 GiB."""
 
 
+def check_packages(*, int8: bool = False) -> None:
+    """Refuse an export without the packages that it needs.
+
+    Raises:
+        FFFError: One is missing.
+    """
+    for package, needed_by in (
+        ("onnx", "the export"),
+        ("onnxscript", "the export"),
+        *([("onnxruntime", "--quantize-rest int8")] if int8 else ()),
+    ):
+        if find_spec(package) is None:
+            raise FFFError(f"{needed_by} needs {package}: pip install 'fffconvert[deploy]'")
+
+
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -44,9 +59,7 @@ def export_onnx(
     Raises:
         FFFError: A package is missing, or the model cannot be exported.
     """
-    for package in ("onnx", "onnxscript"):
-        if find_spec(package) is None:
-            raise FFFError(f"the export needs {package}: pip install 'fffconvert[deploy]'")
+    check_packages()
     backend = "standard" if standard else "auto"
     with exporting(model, example_inputs) as inputs, computing(model, backend):
         name = main_output(model(**inputs))[0]
@@ -122,8 +135,7 @@ def quantize_onnx(path: Path, output: Path) -> None:
     Raises:
         FFFError: ONNX Runtime is missing.
     """
-    if find_spec("onnxruntime") is None:
-        raise FFFError("--quantize-rest int8 needs onnxruntime: pip install 'fffconvert[deploy]'")
+    check_packages(int8=True)
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logging.getLogger().setLevel(logging.ERROR)  # it logs a line for each tensor to the root

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from fffconvert.errors import FFFError
 from fffconvert.estimate.anatomy import Anatomy, Block, Operation, Part, Rows
 from fffconvert.estimate.workload import Stream, Workload
-from fffconvert.plan import FFFSpec, LayerForm
-from fffconvert.runtime import ACTIVATIONS
+from fffconvert.plan import FFFSpec, LayerForm, known_activation
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,11 @@ class Budget:
         """The layer in the place of a block.
 
         Raises:
-            FFFError: The active fraction is less than one path of one tree.
+            FFFError: The active fraction is less than one path of one tree, or the activation is unknown.
         """
         depth = max(0, block.d_hidden.bit_length() - 1) if self.depth is None else self.depth
+        # Experts are left alone: what a tree would take in their place depends on no activation.
+        activation = "gelu" if block.experts else known_activation(block.activation, block.name)
         spec = FFFSpec(
             d_in=block.d_model,
             d_out=block.d_model,
@@ -53,7 +54,7 @@ class Budget:
             trees=self.trees or 1,
             trunk=self.trunk,
             branch_outputs=self.layer is LayerForm.BRANCH,
-            activation=block.activation if block.activation in ACTIVATIONS else "gelu",
+            activation=activation,
             feature_axis=block.feature_axis,
         )
         if self.active_fraction is None:

@@ -11,26 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fffconvert.hub.output import check_output, save
-    from fffconvert.hub.pretrained import Loaded, load, load_random
+    from fffconvert.hub.pretrained import Loaded, check_converted, load, load_random
     from fffconvert.hub.quantizer import FFFConfig
     from fffconvert.hub.saving import mark_converted
+    from fffconvert.hub.source import resolve
 
 _HOMES = {
     "FFFConfig": "quantizer",
     "Loaded": "pretrained",
+    "check_converted": "pretrained",
     "check_output": "output",
     "load": "pretrained",
     "load_random": "pretrained",
     "mark_converted": "saving",
+    "resolve": "source",
     "save": "output",
 }
 __all__ = [
     "FFFConfig",
     "Loaded",
+    "check_converted",
     "check_output",
     "load",
     "load_random",
     "mark_converted",
+    "resolve",
     "save",
 ]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ class Loaded:
     """A model in memory, in eval mode.
 
     Attributes:
-        model: An instance of the class that its config names.
+        model: An instance of the class that its config names, or of the one without a head.
         tokenizer: None where there is none, as for models of images and speech.
         source: Where it was read from.
     """
@@ -63,7 +64,8 @@ def load(
 ) -> Loaded:
     """Read a pretrained or converted model with its weights.
 
-    Weights keep the dtype they are stored in; those of a GGUF file are unpacked to float32.
+    Weights keep the dtype they are stored in; those of a GGUF file are unpacked to float32. A checkpoint that
+    lacks weights of its head alone is read without, with a warning.
 
     Args:
         name: Hub id, folder, GGUF file or `pkg:DIST[/PATH]`.
@@ -84,17 +86,46 @@ def load(
         cls, options = _model_class(config, source, trust_remote_code)
         if source.gguf_file is not None:
             options |= _unpacked(source.gguf_file)
-        model, info = cls.from_pretrained(
-            source.location,
-            config=config,
-            revision=revision or "main",
-            weights_only=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
+        model, info = _read(cls, config, source, options)
+        body = _body_class(model) if _missing(info) else None
+        if body is not None:
+            found, own = _read(body, config, source, options)
+            if not _missing(own):
+                warnings.warn(
+                    f"{name} lacks {len(_missing(info))} weights of the head of {type(model).__name__}, "
+                    f"which its config names; it is loaded without, as {body.__name__}",
+                    stacklevel=2,
+                )
+                model, info = found, own
     _check_weights(name, model, info)
     return Loaded(model.eval(), _tokenizer(source, config, trust_remote_code), source)
+
+
+def _read(
+    cls: type[Any], config: PreTrainedConfig, source: Source, options: Mapping[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model of a class, and what transformers says of its weights."""
+    model, info = cls.from_pretrained(
+        source.location,
+        config=copy.deepcopy(config),
+        revision=source.revision or "main",
+        weights_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    return model, info
+
+
+def _body_class(model: PreTrainedModel) -> type[Any] | None:
+    """The class of a model without its head; None for one that has none."""
+    body = model.base_model
+    return type(body) if isinstance(body, PreTrainedModel) and body is not model else None
+
+
+def _missing(info: Mapping[str, Any]) -> list[str]:
+    """Weights that a checkpoint lacks, but those of poolers: most models are used without."""
+    return sorted(key for key in info["missing_keys"] if "pooler" not in key.split("."))
 
 
 def load_random(
@@ -119,6 +150,27 @@ def load_random(
         with torch.device(device):
             model = build(config, dtype=torch.float32, **options)
     return Loaded(model.eval(), None, source)
+
+
+def check_converted(name: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Refuse a model that was not converted by what its config says, before any weights are read.
+
+    Args:
+        name: As for `load`.
+        trust_remote_code: Run the code that the repository brings along.
+
+    Returns:
+        What its config says of the FFF layers.
+
+    Raises:
+        FFFError: There is no such model, or it holds no FFF layer.
+    """
+    with _one_line(name):
+        config = read_config(resolve(name), trust_remote_code)
+    stored = getattr(config, "quantization_config", None) or {}
+    if stored.get("quant_method") != "fff":
+        raise FFFError(f"{name} holds no FFF layer; convert it first: fffconvert convert {name} -o OUTPUT")
+    return dict(stored)
 
 
 def read_config(source: Source, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -228,14 +280,12 @@ def _check_weights(name: str, model: PreTrainedModel, info: dict[str, Any]) -> N
             f"the weights of {name} do not fit its config: {key} has shape {list(stored)}, "
             f"expected {list(expected)}; use the config that belongs to the weights"
         )
-    missing = sorted(info["missing_keys"])
-    unused = [key for key in missing if "pooler" in key.split(".")]
-    if unused:
+    missing = _missing(info)
+    if len(missing) < len(info["missing_keys"]):
         warnings.warn(f"{name} holds no pooler; {type(model).__name__} got a random one", stacklevel=3)
-    if len(missing) > len(unused):
-        key = next(key for key in missing if key not in unused)
+    if missing:
         raise FFFError(
-            f"{name} lacks {len(missing) - len(unused)} weights of {type(model).__name__}, {key} the first; "
+            f"{name} lacks {len(missing)} weights of {type(model).__name__}, {missing[0]} the first; "
             "complete the checkpoint, or correct architectures in its config.json"
         )
     for key, parameter in model.named_parameters():

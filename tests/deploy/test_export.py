@@ -158,3 +158,29 @@ def test_a_model_whose_maps_are_int8_is_refused():
 
     with pytest.raises(FFFError, match="in int8 already; export the model before it is deployed"):
         export_onnx(torch.nn.Sequential(Int8Linear(torch.randn(2, 2))), "x.onnx", example_inputs={})
+
+
+@pytest.mark.parametrize("command", ["export", "deploy"])
+def test_a_model_that_was_not_converted_is_refused_before_it_is_read(tmp_path, monkeypatch, command):
+    import transformers
+
+    from fffconvert import hub
+
+    config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config.architectures = ["BertModel"]
+    config.save_pretrained(tmp_path / "dense")
+    monkeypatch.setattr(hub, "load", None)
+    output = tmp_path / "m.onnx"
+    done = CliRunner().invoke(app, [command, str(tmp_path / "dense"), "-o", str(output)])
+    assert done.exit_code == 2
+    assert "holds no FFF layer; convert it first" in done.output
+    assert not output.exists()
+
+
+def test_a_hub_id_cannot_be_deployed_to_a_folder_and_nothing_is_loaded(tmp_path, monkeypatch):
+    from fffconvert import hub
+
+    monkeypatch.setattr(hub, "load", None)
+    done = CliRunner().invoke(app, ["deploy", "someone/model", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "someone/model is no local folder; download it first" in done.output

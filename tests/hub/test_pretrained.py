@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -156,6 +158,46 @@ def test_a_missing_pooler_is_only_warned_of(bert: PreTrainedModel, tmp_path: Pat
     BertModel(bert.config).save_pretrained(tmp_path)
     edit_weights(tmp_path, **{"pooler.dense.weight": None, "pooler.dense.bias": None})
     with pytest.warns(UserWarning, match="holds no pooler"):
+        assert type(load(str(tmp_path)).model) is BertModel
+
+
+def tiny(kind: str) -> transformers.PreTrainedConfig:
+    sizes = {"vocab_size": 40, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+    return getattr(transformers, f"{kind}Config")(**sizes, num_attention_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        ("Bert", "ForMaskedLM"),
+        ("Bert", "ForSequenceClassification"),
+        ("Roberta", "ForMaskedLM"),
+        ("MPNet", "ForMaskedLM"),
+        ("Llama", "ForSequenceClassification"),
+        ("ViT", "ForImageClassification"),
+    ],
+)
+def test_a_checkpoint_without_the_head_that_its_config_names_is_the_bare_model(
+    tmp_path: Path, kind: str, head: str
+):
+    bare = getattr(transformers, f"{kind}Model")(tiny(kind))
+    bare.save_pretrained(tmp_path / "bare")
+    edit_config(tmp_path / "bare", architectures=[f"{kind}{head}"])
+    with pytest.warns(UserWarning, match=f"the head of {kind}{head}.*loaded without, as {kind}Model"):
+        loaded = load(str(tmp_path / "bare")).model
+    assert type(loaded) is type(bare)
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in bare.state_dict().items())
+    loaded.save_pretrained(tmp_path / "again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert type(load(str(tmp_path / "again")).model) is type(bare)
+
+
+def test_a_head_of_which_a_part_is_missing_is_left_out(tmp_path: Path, bert: PreTrainedModel):
+    BertForMaskedLM(bert.config).save_pretrained(tmp_path)
+    edit_weights(tmp_path, **{"cls.predictions.transform.dense.weight": None})
+    with pytest.warns(UserWarning, match="lacks 1 weights of the head of BertForMaskedLM"):
         assert type(load(str(tmp_path)).model) is BertModel
 
 

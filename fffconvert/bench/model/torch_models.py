@@ -21,7 +21,7 @@ from fffconvert.errors import FFFError
 from fffconvert.estimate.models import built_with_weights
 from fffconvert.hub.source import resolve
 from fffconvert.locate import locate
-from fffconvert.plan import FFFSpec
+from fffconvert.plan import FFFSpec, known_activation
 from fffconvert.runtime import Inference
 from fffconvert.tree import FFFLayer
 
@@ -138,7 +138,7 @@ def trees(settings: Settings) -> nn.Module:
             site.d_model,
             settings["depth"],
             settings["trees"],
-            activation=site.activation,
+            activation=known_activation(site.activation, site.name),
             feature_axis=site.placement.feature_axis,
         )
         layers[site] = FFFLayer(spec)
