@@ -105,13 +105,19 @@ def pseudo_perplexity(
     return units
 
 
-def windows(tokens: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+def windows(tokens: int, length: int, stride: int, first: int = 1) -> Iterator[tuple[int, int, int]]:
     """Windows over a text of which each scores the tokens that none before it did.
 
+    Args:
+        tokens: Of the text.
+        length: Of a window, in tokens.
+        stride: From one window's first token to the next one's.
+        first: The first token that is scored: 0 where something stands before the text.
+
     Yields:
-        First token, end, and how many tokens at the end are scored; the text's first is not.
+        First token, end, and how many tokens at the end are scored.
     """
-    done = 1
+    done = first
     for start in range(0, tokens, stride):
         end = min(start + length, tokens)
         if end > done:
@@ -125,16 +131,22 @@ def causal_loss(
     model: nn.Module,
     ids: Sequence[int],
     *,
+    prefix: Sequence[int] = (),
     length: int = LENGTH,
     stride: int = LENGTH // 2,
     limit: int | None,
 ) -> tuple[Units, int]:
     """What a model makes of the next tokens of a text, with at least `length - stride` tokens of context.
 
+    Models are trained on sequences that begin with what their tokenizer puts there, and lose much where it
+    is missing; so every window begins with it, not the first one alone.
+
     Args:
         model: A causal language model.
-        ids: Token ids of the whole text.
-        length: Tokens of a window.
+        ids: Token ids of the whole text, without the prefix.
+        prefix: What every window begins with, as `begun` finds it. Without one the text's first token is not
+            scored.
+        length: Tokens of a window, prefix included.
         stride: From one window's first token to the next one's.
         limit: Take so many windows.
 
@@ -143,14 +155,30 @@ def causal_loss(
         [windows, 2], and how many tokens were read.
     """
     found, end = [], 0
-    places = list(windows(len(ids), length, stride))[:limit]
+    room = length - len(prefix)
+    places = list(windows(len(ids), room, min(stride, room), 0 if prefix else 1))[:limit]
     with evaluation(model):
         for start, end, scored in tqdm(places, desc="perplexity", leave=False, disable=None):
-            window = torch.tensor([ids[start:end]])
+            window = torch.tensor([[*prefix, *ids[start:end]]])
             logits = logits_of(model, window, use_cache=False)[0, -scored - 1 : -1]
             loss = nn.functional.cross_entropy(logits, window[0, -scored:], reduction="none")
             found.append((float(loss.double().sum()), float(scored)))
     return np.array(found), end
+
+
+def begun(tokenizer: Any, text: str) -> tuple[list[int], list[int], list[tuple[int, int]] | None]:
+    """A text's tokens, apart from those that the tokenizer puts before every text (BOS, with most).
+
+    Returns:
+        The prefix, the tokens, and where each token stands in the text (None from slow tokenizers).
+    """
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    options = {"return_special_tokens_mask": True, "return_offsets_mapping": fast, "verbose": False}
+    encoded = tokenizer(text, **options)
+    ids = list(encoded["input_ids"])
+    added = list(encoded.get("special_tokens_mask") or [0] * len(ids))
+    first = added.index(0) if 0 in added else len(added)
+    return ids[:first], ids[first:], list(encoded["offset_mapping"])[first:] if fast else None
 
 
 def logits_of(model: nn.Module, ids: Tensor, **options: Any) -> Tensor:

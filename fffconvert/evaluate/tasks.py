@@ -261,23 +261,26 @@ def causal(
     options: Options,
     length: int = language.LENGTH,
 ) -> Sample:
-    """Perplexity of documents on windows of a number of tokens, or as many as the model takes."""
+    """Perplexity of documents on windows of a number of tokens, or as many as the model takes.
+
+    Every window begins with what the tokenizer puts before a text, the BOS of most.
+    """
     language.require_head(subject.model, "causal", "perplexity")
     text, tokenizer = "\n\n".join(documents), subject.tokenizer
-    encoded = tokenizer(text, verbose=False, return_offsets_mapping=tokenizer.is_fast)
-    ids = encoded["input_ids"]
-    if len(ids) < 2:
+    prefix, ids, offsets = language.begun(tokenizer, text)
+    if len(ids) < (1 if prefix else 2):
         raise FFFError(f"the text holds {len(ids)} tokens; expected at least two: give a file with text")
     length = longest(subject.model, tokenizer, length)
     stride = length // 2
-    units, end = language.causal_loss(subject.model, ids, length=length, stride=stride, limit=options.limit)
-    if tokenizer.is_fast:  # special tokens stand for no text
-        read = text[: max(stop for _, stop in encoded["offset_mapping"][:end])]
+    sizes = {"length": length, "stride": stride, "limit": options.limit}
+    units, end = language.causal_loss(subject.model, ids, prefix=prefix, **sizes)
+    if offsets is not None:  # special tokens stand for no text
+        read = text[: max(stop for _, stop in offsets[:end])]
     else:
         read = tokenizer.decode(ids[:end])
     bits, size = float(units[:, 0].sum()) / math.log(2), max(1, len(read.encode()))
-    facts = {"tokens": end, "bytes": size, "length": length, "stride": stride, "bits_per_byte": bits / size}
-    return Sample(units, facts)
+    facts = {"tokens": len(prefix) + end, "bytes": size, "length": length, "stride": stride}
+    return Sample(units, {**facts, "bits_per_byte": bits / size, "window_prefix": prefix})
 
 
 def _embeddings(subject: Subject, teacher: Subject | None, documents: Any, options: Options) -> Sample:

@@ -14,7 +14,7 @@ from torch import nn
 
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.data import parse_lines
-from fffconvert.evaluate.language import LENGTH, causal_loss, masked_loss
+from fffconvert.evaluate.language import LENGTH, begun, causal_loss, masked_loss
 from fffconvert.evaluate.metrics import SPEARMAN, perplexity, ratio
 from fffconvert.evaluate.sentence import similarity
 from fffconvert.fit.calibrate import Batch, Calibration
@@ -99,7 +99,7 @@ def reaction_loss(
 
 
 def text_perplexity(model: nn.Module, tokenizer: Any, text: str, *, tokens: int) -> float:
-    """Perplexity on windows of a text that share one token."""
-    ids = tokenizer(text, verbose=False)["input_ids"][:tokens]
-    units, _ = causal_loss(model, ids, length=LENGTH, stride=LENGTH - 1, limit=None)
+    """Perplexity on windows of a text, each behind what the tokenizer puts before a text, or one token."""
+    prefix, ids, _ = begun(tokenizer, text)
+    units, _ = causal_loss(model, ids[:tokens], prefix=prefix, length=LENGTH, stride=LENGTH - 1, limit=None)
     return perplexity(0, 1)(units)

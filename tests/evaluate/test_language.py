@@ -38,6 +38,38 @@ def test_strided_perplexity_is_that_of_a_direct_loop(build: Any):
     assert perplexity(0, 1)(units) == pytest.approx(math.exp(sum(losses) / 99), rel=1e-5)
 
 
+def test_every_window_begins_with_what_the_tokenizer_puts_there(build: Any):
+    model = build("causal")
+    ids = torch.randint(5, 35, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    seen: list[list[int]] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"][0].tolist()), with_kwargs=True
+    )
+    units, end = language.causal_loss(model, ids, prefix=[2], length=16, stride=8, limit=None)
+    handle.remove()
+    assert end == 40
+    assert units[:, 1].tolist() == [15, 8, 8, 8, 1]  # all tokens, the first one too
+    assert all(window[0] == 2 and len(window) <= 16 for window in seen)
+    assert [window[1:] for window in seen] == [ids[start : start + 15] for start in range(0, 40, 8)]
+    losses = []
+    with torch.no_grad():
+        for place in range(40):
+            start = max(0, 8 * math.ceil((place + 1 - 15) / 8))
+            logits = model(input_ids=torch.tensor([[2, *ids[start:place]]])).logits[0, -1].double()
+            losses.append(-float(logits.log_softmax(-1)[ids[place]]))
+    assert perplexity(0, 1)(units) == pytest.approx(math.exp(sum(losses) / 40), rel=1e-5)
+
+
+def test_the_prefix_is_what_the_tokenizer_adds(tokenizer: Any):
+    text = "the text"
+    whole = tokenizer(text)["input_ids"]
+    prefix, ids, offsets = language.begun(tokenizer, text)
+    assert [*prefix, *ids] == whole
+    assert prefix == [token for token in whole[:1] if token in tokenizer.all_special_ids]
+    assert offsets is not None
+    assert len(offsets) == len(ids)
+
+
 @pytest.mark.parametrize(
     ("tokens", "length", "stride"), [(2, 8, 4), (8, 8, 4), (9, 8, 7), (50, 8, 3), (51, 8, 7)]
 )
