@@ -27,6 +27,7 @@ from fffconvert.locate import FFNSite, Sites, locate
 from fffconvert.locate.inputs import Inputs, inputs_for
 from fffconvert.plan import FFFSpec, LayerForm, plan, select
 from fffconvert.recipe import Recipe
+from fffconvert.store import digest
 from fffconvert.tree import FFFLayer
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -313,7 +314,8 @@ def convert_model(
         return ConvertedModel(planned, Path(output), 0.0)
     document = {"model": name, "revision": revision, "calibration": list(calibration), **recipe.to_dict()}
     path = Path(output).expanduser().resolve()
-    kept = KeptLayers(path.with_name(f".{path.name}.fitted"), document)
+    key = digest(recipe.to_dict(), prepared.specs, loaded.model, prepared.batches)
+    kept = KeptLayers(path.with_name(f".{path.name}.fitted"), key)
     results = fit_blocks(loaded.model, prepared, kept, keep_originals=False)
     del prepared  # it holds the original blocks, which need not be in memory while the model is written
     loaded.model.config.quantization_config.base_model = name

@@ -54,7 +54,8 @@ def computed_masked(enabled: bool) -> Iterator[None]:
 def tokens_per_second(folder: str, recipe: Path, settings: dict[str, Any], *, dense: bool) -> float:
     """Median over the steps after the warm-up; the teacher's one pass over the data is not in it."""
     loaded = hub.load(folder)
-    teacher = hub.load(str(read_conversion(folder)["model"]))
+    conversion = read_conversion(folder)
+    teacher = hub.load(str(conversion["model"]), revision=conversion.get("revision"))
     trainee = Trainee(loaded.model, teacher.model, loaded.tokenizer, places=placements(loaded.model))
     with tempfile.TemporaryDirectory() as work, computed_masked(dense):
         run_stages(trainee, read_recipe(recipe, settings), Path(work))

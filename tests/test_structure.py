@@ -23,6 +23,7 @@ ORDER = [
     "plan",
     "recipe",
     "tree",
+    "store",
     "fit",
     "standins",
     "surgery",

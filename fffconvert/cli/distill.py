@@ -30,6 +30,9 @@ def distill(
     teacher: Annotated[
         str | None, typer.Option(help="Model to learn from; by default the one that was converted.")
     ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the teacher; by default the converted one.")
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(help="Text to train on, for the recipe's: files, or datasets names. May be repeated."),
@@ -97,6 +100,7 @@ def distill(
             chosen,
             destination,
             teacher=teacher,
+            revision=revision,
             control=Control(control.value) if control else None,
             overwrite=overwrite,
             restart=restart,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fffconvert import hub
+from fffconvert.controls import read_conversion
 from fffconvert.deploy.agreement import Agreement, Outputs
 from fffconvert.deploy.layers import LayerDeployment, deploy_layers, original_blocks
 from fffconvert.deploy.memory import weight_bytes
@@ -19,7 +20,7 @@ from fffconvert.deploy.rest import LinearDeployment, check_rest, fast_attention,
 from fffconvert.errors import FFFError
 from fffconvert.fit.corpus import read_corpus
 from fffconvert.hub.deployment import TARGETS, Deployment, apply
-from fffconvert.hub.output import writing
+from fffconvert.hub.output import RECIPE, writing
 
 RECORD = "deploy.json"
 
@@ -125,7 +126,11 @@ def deploy_folder(
     outputs = Outputs(model, loaded.tokenizer, texts)
     base = stored.get("base_model")
     # A folder holds no dense blocks, so what is to be written is computed by trees; without, all is compared.
-    originals = original_blocks(base, trust_remote_code) if base and output is None else {}
+    originals = {}
+    if base and output is None:
+        recorded = (loaded.source.folder or Path()) / RECIPE
+        revision = read_conversion(recorded.parent).get("revision") if recorded.is_file() else None
+        originals = original_blocks(base, revision, trust_remote_code)
     layers = deploy_layers(model, settings.backend, settings.dtype, originals=originals)
     linears, attention = [], "float32"
     if settings.quantize_rest == "int8":

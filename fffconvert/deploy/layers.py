@@ -123,10 +123,10 @@ def deploy_layers(
     return [deployment for _, _, deployment in chosen]
 
 
-def original_blocks(base: str, trust_remote_code: bool) -> dict[str, nn.Module]:
+def original_blocks(base: str, revision: str | None, trust_remote_code: bool) -> dict[str, nn.Module]:
     """The blocks of a base model, by name; none if it is not at hand."""
     try:
-        model = hub.load(base, trust_remote_code=trust_remote_code).model
+        model = hub.load(base, revision=revision, trust_remote_code=trust_remote_code).model
         sites = locate(model, example_inputs(model), min_expansion=0.0)
     except FFFError:
         return {}

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +12,12 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm import tqdm
 
-from fffconvert.distill.data import Draws, lengths_of
+from fffconvert.distill.data import Draws, content_hash, lengths_of
 from fffconvert.distill.distiller import LiveTeacher, wanted_by
 from fffconvert.distill.recipe import Kind, Objectives, Stage
 from fffconvert.distill.signals import Signals, TopLogits, Wanted, pooled
 from fffconvert.errors import FFFError
+from fffconvert.store import digest, written
 
 BATCH = 64
 
@@ -79,7 +76,7 @@ class CachedTeacher:
 
 def build_cache(
     folder: Path,
-    key: Mapping[str, Any],
+    key: Sequence[Any],
     teacher: LiveTeacher,
     parts: Sequence[Dataset],
     collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]],
@@ -93,7 +90,8 @@ def build_cache(
 
     Args:
         folder: Where caches are kept.
-        key: All that the outputs depend on; each key has a folder of its own.
+        key: All that the outputs depend on beside what is named here, see `fffconvert.store.digest`; each has
+            a folder of its own.
         teacher: The teacher.
         parts: Token sequences, whose rows are numbered through.
         collate: Makes batches, in which a row has one mask only.
@@ -109,8 +107,8 @@ def build_cache(
         FFFError: The disk is too small.
     """
     goals = stage.objectives
-    plain = json.dumps({**key, "goals": sorted(goals.weights), "top": top, "rows": list(map(len, parts))})
-    path = folder / hashlib.sha256(plain.encode()).hexdigest()[:16]
+    own = {"goals": sorted(goals.weights), "top": top, "bfloat16": bfloat16}
+    path = folder / digest(key, own, teacher.model, [content_hash(part) for part in parts])
     if path.is_dir():
         return path
     firsts = np.cumsum([0, *map(len, parts)])
@@ -118,26 +116,22 @@ def build_cache(
     all_draws: Any = torch.utils.data.ConcatDataset(draws)
     lengths = np.concatenate([lengths_of(part) for part in parts])
     order = np.argsort(lengths, kind="stable")
-    partial = folder / f".{path.name}.partial-{os.getpid()}"
     try:
-        partial.mkdir(parents=True)
-        writer = _Writer(partial, lengths, goals, top)
-        for start in tqdm(range(0, len(order), BATCH), desc="teacher", unit="batch", disable=None):
-            rows = order[start : start + BATCH]
-            batch = collate([all_draws[int(row)] for row in rows])
-            where = positions(batch) if goals.logits else None
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                signals = teacher(batch, wanted_by(stage), where)
-            writer.write(rows, signals, batch["attention_mask"], where)
-        writer.close()
-        (partial / "key.json").write_text(plain, encoding="utf-8")
-        partial.rename(path)
+        with written(path) as partial:
+            partial.mkdir()
+            writer = _Writer(partial, lengths, goals, top)
+            for start in tqdm(range(0, len(order), BATCH), desc="teacher", unit="batch", disable=None):
+                rows = order[start : start + BATCH]
+                batch = collate([all_draws[int(row)] for row in rows])
+                where = positions(batch) if goals.logits else None
+                with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                    signals = teacher(batch, wanted_by(stage), where)
+                writer.write(rows, signals, batch["attention_mask"], where)
+            writer.close()
     except OSError as error:
         raise FFFError(
             f"cannot write the cache {folder}: {error.strerror or error}; free some space, or name another"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from fffconvert.distill.distiller import has_token_head
-from fffconvert.distill.recipe import Kind, Stage
+from fffconvert.distill.recipe import Kind, Recipe, Stage
 from fffconvert.errors import FFFError
 from fffconvert.tree import FFFLayer
 
@@ -16,6 +17,13 @@ HEADLESS = (
     "{who} is {name}, which has no {head} head; take a checkpoint that has one, or match "
     "embedding_cosine, embedding_similarity and hidden_states, which need none"
 )
+
+
+def local_files(recipe: Recipe) -> list[Path]:
+    """The files that a recipe's text comes from, without data sets from elsewhere."""
+    parts = [recipe.data, *(stage.data for stage in recipe.stages if stage.data is not None)]
+    names = [name for data in parts for name in (*data.train, *data.evaluation)]
+    return [path for path in (Path(name).expanduser() for name in names) if path.is_file()]
 
 
 def is_causal(model: nn.Module) -> bool:

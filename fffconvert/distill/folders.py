@@ -13,11 +13,13 @@ from accelerate import PartialState
 
 from fffconvert import hub
 from fffconvert.controls import Control, make_control, read_conversion
+from fffconvert.distill.checks import local_files
 from fffconvert.distill.recipe import Recipe
 from fffconvert.distill.run import JOURNAL, TENSORBOARD, Trainee, run_stages
 from fffconvert.distill.signals import placements
 from fffconvert.errors import FFFError
 from fffconvert.hub.output import METRICS
+from fffconvert.store import fingerprint
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def distill_model(
     output: str | Path,
     *,
     teacher: str | None = None,
+    revision: str | None = None,
     control: Control | None = None,
     overwrite: bool = False,
     restart: bool = False,
@@ -52,6 +55,7 @@ def distill_model(
         recipe: The run.
         output: Folder to write; appears whole or not at all.
         teacher: Name of the teacher; the original that the source was converted from by default.
+        revision: Branch, tag or commit of the teacher's hub id; of the original by default the converted one.
         control: Train this in the conversion's place.
         overwrite: Replace an earlier output.
         restart: Drop the checkpoints of an earlier call instead of going on from them.
@@ -61,23 +65,25 @@ def distill_model(
     """
     path = hub.check_output(output, overwrite=overwrite)
     conversion = read_conversion(source)
-    name = teacher or str(conversion["model"])
+    name, revision = _teacher(conversion, teacher, revision)
     document = {
         **conversion,
         "source": str(source),
         "teacher": name,
+        "teacher_revision": revision,
         **({"control": control.value} if control else {}),
         "distill": recipe.to_dict(),
     }
     state = PartialState()
     work = path.with_name(f".{path.name}.training")
-    if state.is_main_process:
-        _open_work(work, document, restart=restart)
-    state.wait_for_everyone()
     converted = hub.load(str(source))
+    original = hub.load(name, revision=revision)
+    if state.is_main_process:
+        content = fingerprint(converted.model, original.model, local_files(recipe))
+        _open_work(work, {**document, "content": content}, restart=restart)
+    state.wait_for_everyone()
     places = placements(converted.model)
     student = make_control(source, control) if control else converted
-    original = hub.load(name)
     tokenizer = converted.tokenizer or original.tokenizer
     if tokenizer is None:
         raise FFFError(f"{source} has no tokenizer, and neither has {name}; text needs one")
@@ -108,6 +114,15 @@ def distill_model(
     return Distilled(path, training)
 
 
+def _teacher(
+    conversion: Mapping[str, Any], teacher: str | None, revision: str | None
+) -> tuple[str, str | None]:
+    """Name and revision of the teacher: without other wishes those of the model that was converted."""
+    if teacher is None:
+        return str(conversion["model"]), revision or conversion.get("revision")
+    return teacher, revision
+
+
 def _open_work(work: Path, document: Mapping[str, Any], *, restart: bool) -> None:
     """Make the folder for checkpoints, or find that of the same run."""
     key, own = json.dumps(document, sort_keys=True, indent=1), work / "run.json"
@@ -115,7 +130,8 @@ def _open_work(work: Path, document: Mapping[str, Any], *, restart: bool) -> Non
         shutil.rmtree(work, ignore_errors=True)
     if own.is_file() and own.read_text(encoding="utf-8") != key:
         raise FFFError(
-            f"{work} holds checkpoints of another run; choose another -o, or drop them with --restart"
+            f"{work} holds checkpoints of another run (its recipe, weights or text differ); choose another "
+            "-o, or drop them with --restart"
         )
     work.mkdir(parents=True, exist_ok=True)
     own.write_text(key, encoding="utf-8")

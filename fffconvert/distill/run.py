@@ -32,7 +32,6 @@ from fffconvert.distill.data import (
     WINDOW,
     Collate,
     Draws,
-    content_hash,
     lengths_of,
     read_rows,
     some_held_out,
@@ -249,14 +248,8 @@ def _cached(
     if not isinstance(train, Dataset) or not isinstance(distiller.teacher, LiveTeacher):
         raise FFFError("a cache needs data that is not streamed; leave streaming or the cache out")
     parts = [train, *([] if held_out is None else [held_out])]
-    key = {
-        "teacher": getattr(trainee.teacher, "name_or_path", None),
-        "data": [content_hash(part) for part in parts],
-        "mask": dataclasses.asdict(recipe.data_of(stage)) | {"seed": recipe.seed},
-        "temperature": stage.objectives.temperature,
-        "pooling": stage.objectives.pooling,
-        "precision": recipe.precision,
-    }
+    goals = stage.objectives
+    key = (recipe.data_of(stage), recipe.seed, trainee.tokenizer, goals.temperature, goals.pooling)
     with PartialState().main_process_first():
         folder = build_cache(
             Path(recipe.cache).expanduser(),

@@ -19,10 +19,11 @@ from fffconvert.evaluate.routes import (
     rerouted,
     watched,
 )
-from fffconvert.evaluate.store import Store, digest
+from fffconvert.evaluate.store import Store
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import TASKS, Options, Task
 from fffconvert.fit.masking import head
+from fffconvert.store import digest
 from fffconvert.tree import FFFLayer
 
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.metrics import Metric, Units, interval
-from fffconvert.evaluate.store import Store, digest
+from fffconvert.evaluate.store import Store
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import Options, Task
 from fffconvert.evaluate.verdict import verdict
+from fffconvert.store import digest
 
 CONTROLS = ("deleted", "dense", "random_routing")
 """Controls that every row states, null where they were not given."""

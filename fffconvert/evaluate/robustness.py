@@ -17,9 +17,10 @@ from fffconvert.evaluate.ablation import quality_task
 from fffconvert.evaluate.compare import figure, measure_as, share_retained
 from fffconvert.evaluate.data import NotThere, Row, Table, find_file, read_table, read_text
 from fffconvert.evaluate.routes import Visits, watched
-from fffconvert.evaluate.store import Store, digest
+from fffconvert.evaluate.store import Store
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import TASKS, Options, Task, causal
+from fffconvert.store import digest
 from fffconvert.surgery import layers_of
 
 DOMAINS = {

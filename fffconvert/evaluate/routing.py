@@ -11,11 +11,12 @@ from torch import Tensor
 from fffconvert.evaluate.batches import encoder, equal_lengths
 from fffconvert.evaluate.language import lines
 from fffconvert.evaluate.routes import require_layers, watched
-from fffconvert.evaluate.store import Store, digest
+from fffconvert.evaluate.store import Store
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import Options, read_documents
 from fffconvert.fit.length import longest
 from fffconvert.locate.capture import evaluation
+from fffconvert.store import digest
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 

@@ -25,12 +25,13 @@ from fffconvert.evaluate.data import NotThere
 from fffconvert.evaluate.glue import EPOCHS
 from fffconvert.evaluate.robustness import robustness
 from fffconvert.evaluate.routing import routing
-from fffconvert.evaluate.store import Store, default_folder, digest
+from fffconvert.evaluate.store import Store, default_folder
 from fffconvert.evaluate.subject import Subject, check_comparable
 from fffconvert.evaluate.tasks import TASKS, Options, resolve_tasks
 from fffconvert.hub.card import update_card
 from fffconvert.hub.output import RECIPE
 from fffconvert.runtime.backends import cpu
+from fffconvert.store import digest
 
 RESULTS = "eval.json"
 SECTIONS = ("robustness", "ablation", "routing")

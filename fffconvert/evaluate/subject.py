@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from fffconvert import hub
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.store import digest, fingerprint
+from fffconvert.store import fingerprint
 
 PROBE = "The 3 quick brown foxes, café-owners all, jumped over it; weren't they (C)C1=CC?"
 """A text that tokenizers treat differently."""
@@ -88,8 +89,10 @@ class Subject:
 
     @cached_property
     def key(self) -> str:
-        """A name for its weights and tokenizer."""
-        return digest(fingerprint(self.model), self.tokenizer(PROBE)["input_ids"], len(self.tokenizer))
+        """A name for what it computes: weights, structure, deployment, tokenizer."""
+        known = isinstance(self.tokenizer, PreTrainedTokenizerBase)
+        tokens = self.tokenizer if known else [self.tokenizer(PROBE)["input_ids"], len(self.tokenizer)]
+        return fingerprint(self.model, tokens)
 
     @property
     def width(self) -> int | None:

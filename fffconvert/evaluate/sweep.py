@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import shutil
@@ -14,13 +13,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fffconvert import hub
 from fffconvert.convert import convert_model
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.run import environment, evaluate, write_whole
 from fffconvert.evaluate.tasks import TASKS, resolve_tasks
 from fffconvert.figures import figure_class
+from fffconvert.fit import read_corpus
 from fffconvert.hub.card import Totals
 from fffconvert.recipe import Recipe
+from fffconvert.store import code, fingerprint
 
 RESULTS, PLOT, POINTS = "sweep.json", "sweep.png", "points"
 MARKERS = "osD^vP*X"
@@ -103,11 +105,19 @@ def run_sweep(
         if TASKS[name].beside_teacher:
             raise FFFError(f"task {name} states no figure of the original to compare with; take another")
     common = {name: value for name, value in recipe.to_dict().items() if name not in _SHAPE}
+    trust = bool(options.get("trust_remote_code"))
     settings = {
         "calibration": list(calibration),
         "limit": options.get("limit"),
+        "seeds": options.get("seeds"),
+        "epochs": options.get("epochs"),
         "tasks": list(tasks),
         **common,
+        "weights": fingerprint(hub.load(model, trust_remote_code=trust).model),
+        "text": fingerprint(
+            read_corpus(calibration) if calibration else None, list(map(Path, options.get("texts", ())))
+        ),
+        "code": code(),
     }
     found = _earlier(output, model, settings, overwrite)
     output.mkdir(parents=True, exist_ok=True)
@@ -115,7 +125,8 @@ def run_sweep(
     for point in tqdm(points, desc="sweep", unit="point", disable=None):
         key = _shape(point)
         if key not in found:
-            found[key] = _measure(model, output, point, tasks, calibration, keep, options)
+            place = output / POINTS / _called(point, settings)
+            found[key] = _measure(model, place, point, tasks, calibration, keep, options)
         document["rows"] = [found[_shape(p)] for p in points if _shape(p) in found]
         document["pareto"] = pareto(document["rows"])
         document["environment"] = environment()
@@ -152,18 +163,21 @@ def _earlier(
     )
 
 
+def _called(point: Recipe, settings: Mapping[str, Any]) -> str:
+    """Name of a point's folder, of its shape and of all else that it depends on."""
+    shape = f"{point.trees}x{point.depth}-leaf{point.leaf_width}-trunk{point.trunk}"
+    return f"{shape}-{fingerprint(point.to_dict(), settings)[:8]}"
+
+
 def _measure(
     model: str,
-    output: Path,
+    folder: Path,
     point: Recipe,
     tasks: Sequence[str],
     calibration: Sequence[str],
     keep: bool,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    name = f"{point.trees}x{point.depth}-leaf{point.leaf_width}-trunk{point.trunk}"
-    mark = hashlib.sha256(json.dumps([point.to_dict(), list(calibration)]).encode()).hexdigest()[:8]
-    folder = output / POINTS / f"{name}-{mark}"
     if not (folder / "metrics.json").is_file():
         trust = bool(options.get("trust_remote_code"))
         convert_model(model, point, folder, calibration=calibration, trust_remote_code=trust)

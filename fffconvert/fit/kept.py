@@ -6,15 +6,14 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fffconvert.fit.diagnose import Diagnostics
 from fffconvert.plan import FFFSpec
+from fffconvert.store import written
 from fffconvert.tree import FFFLayer
 
 
@@ -23,12 +22,12 @@ class KeptLayers:
 
     Args:
         folder: Where they are kept. What another conversion left there is deleted.
-        recipe: All that the layers depend on, in plain values.
+        key: Names all that the layers depend on, see `fffconvert.store.digest`.
     """
 
-    def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
-        key, own = json.dumps(recipe, sort_keys=True), folder / "recipe.json"
+        own = folder / "key"
         if not own.is_file() or own.read_text(encoding="utf-8") != key:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -48,11 +47,9 @@ class KeptLayers:
 
     def save(self, name: str, layer: FFFLayer, found: Diagnostics) -> None:
         """Keep a block's layer."""
-        path = self._path(name)
-        partial = path.with_suffix(".partial")
         state = {key: tensor.detach().contiguous() for key, tensor in layer.state_dict().items()}
-        save_file(state, partial, metadata={"diagnostics": json.dumps(dataclasses.asdict(found))})
-        partial.replace(path)
+        with written(self._path(name)) as partial:
+            save_file(state, partial, metadata={"diagnostics": json.dumps(dataclasses.asdict(found))})
 
     def clear(self) -> None:
         """Delete them: the conversion is done."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,7 @@ from fffconvert.fitreport.blocks import LARGE, LEAF_DEPTH, Effort, compare_block
 from fffconvert.fitreport.controls import dense_control, random_routing
 from fffconvert.locate import FFNSite
 from fffconvert.recipe import Recipe
+from fffconvert.store import digest, written
 from fffconvert.tree import FFFLayer
 
 SECTIONS = ("blocks", "sts", "mlm", "lm")
@@ -108,17 +108,16 @@ class _Store:
     """Results by name, on disk, of one choice of settings."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        self.folder = folder / key
+        self.folder = folder / digest(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def once(self, name: str, measure: Callable[[], Any]) -> Any:
         """What was measured before, or is measured now."""
         path = self.folder / f"{name}.json"
         if not path.exists():
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(measure(), indent=2))
-            partial.replace(path)
+            found = json.dumps(measure(), indent=2)
+            with written(path) as partial:
+                partial.write_text(found)
         return json.loads(path.read_text())
 
     def has(self, name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers.utils import logging
 from typer.testing import CliRunner
 
@@ -141,6 +142,21 @@ def test_what_was_measured_is_not_measured_again(
     assert measured == ["teacher"]
     fff.evaluate(model, ["sts-b"], limit=5, **options)
     assert measured == ["teacher", "model"]
+
+
+def test_a_deployed_model_is_measured_anew(build: Any, tokenizer: Any, data: Path, tmp_path: Path):
+    """Rows in int8 change what an untrained conversion answers; its weights stay the same."""
+    model = build("encoder")
+    batch = {"input_ids": torch.randint(5, 35, (8, 32))}
+    fff.convert(model, depth=3, calibration=[batch] * 4, example_inputs=batch)
+    options = {"tokenizer": tokenizer, "data_dir": data}
+
+    def value(cache: str) -> float:
+        return fff.evaluate(model, ["sts-b"], cache=tmp_path / cache, **options)["tasks"]["sts-b"]["value"]
+
+    before = value("shared")
+    fff.deploy(model, "reference", "int8")
+    assert value("shared") == value("fresh") != before
 
 
 def test_results_are_merged_task_by_task(tmp_path: Path, save: Callable[..., Path], place: list[object]):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from test_convert import BY_NAME, batches
+from transformers import BertConfig, BertModel
 
-from fffconvert.convert import fit_blocks, prepare
+from fffconvert.convert import convert_model, fit_blocks, prepare
 from fffconvert.fit.kept import KeptLayers
 from fffconvert.recipe import Recipe
 
@@ -37,10 +39,10 @@ def test_a_stopped_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     prepared = prepare(model, RECIPE, batches(case), None, case.inputs())
     monkeypatch.setattr(KeptLayers, "save", stop)
     with pytest.raises(Stopped):
-        fit_blocks(model, prepared, KeptLayers(tmp_path / "kept", {"depth": 1}))
+        fit_blocks(model, prepared, KeptLayers(tmp_path / "kept", "one"))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     monkeypatch.setattr(KeptLayers, "save", save)
-    kept = KeptLayers(tmp_path / "kept", {"depth": 1})
+    kept = KeptLayers(tmp_path / "kept", "one")
     assert kept.load(saved[0], prepared.specs[saved[0]]) is not None
     found = fit_blocks(model, prepared, kept)
     assert [dataclasses.asdict(a) for a in found] == [dataclasses.asdict(b) for b in expected]
@@ -50,11 +52,46 @@ def test_a_stopped_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "kept").exists()
 
 
+def test_a_conversion_does_not_go_on_with_layers_of_other_weights_or_text(tmp_path: Path, monkeypatch):
+    """Names stay the same; what they name changes between the stopped call and the next."""
+    source, text = tmp_path / "source", tmp_path / "text.txt"
+
+    def write(seed: int, words: int) -> None:
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        BertModel(BertConfig(vocab_size=12, **sizes)).save_pretrained(source)
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]
+        (source / "vocab.txt").write_text("\n".join(vocabulary))
+        lines = (" ".join(random.Random(words + n).choices("abcdef", k=6 + n % 7)) for n in range(150))
+        text.write_text("\n\n".join(lines))
+
+    def convert(name: str) -> dict[str, torch.Tensor]:
+        recipe = Recipe(depth=1, tokens=2000, length=16)
+        convert_model(str(source), recipe, tmp_path / name, calibration=[str(text)])
+        return BertModel.from_pretrained(tmp_path / name).state_dict()
+
+    save = KeptLayers.save
+
+    def stop(self: KeptLayers, name: str, *rest) -> None:
+        save(self, name, *rest)
+        raise Stopped
+
+    write(0, words=0)
+    for number, now in enumerate([(1, 0), (1, 1000)]):
+        monkeypatch.setattr(KeptLayers, "save", stop)
+        with pytest.raises(Stopped):
+            convert(f"out{number}")
+        monkeypatch.setattr(KeptLayers, "save", save)
+        write(*now)
+        found, expected = convert(f"out{number}"), convert(f"fresh{number}")
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_layers_of_another_recipe_are_forgotten(tmp_path: Path):
     case = BY_NAME["bert"]
     model = case.build()
     prepared = prepare(model, RECIPE, batches(case), None, case.inputs())
-    fit_blocks(model, prepared, KeptLayers(tmp_path / "kept", {"depth": 1}))
+    fit_blocks(model, prepared, KeptLayers(tmp_path / "kept", "one"))
     name, spec = next(iter(prepared.specs.items()))
-    assert KeptLayers(tmp_path / "kept", {"depth": 1}).load(name, spec) is not None
-    assert KeptLayers(tmp_path / "kept", {"depth": 2}).load(name, spec) is None
+    assert KeptLayers(tmp_path / "kept", "one").load(name, spec) is not None
+    assert KeptLayers(tmp_path / "kept", "other").load(name, spec) is None
