@@ -272,8 +272,9 @@ def causal(
         raise FFFError(f"the text holds {len(ids)} tokens; expected at least two: give a file with text")
     length = longest(subject.model, tokenizer, length)
     stride = length // 2
-    sizes = {"length": length, "stride": stride, "limit": options.limit}
-    units, end = language.causal_loss(subject.model, ids, prefix=prefix, **sizes)
+    units, end = language.causal_loss(
+        subject.model, ids, prefix=prefix, length=length, stride=stride, limit=options.limit
+    )
     if offsets is not None:  # special tokens stand for no text
         read = text[: max(stop for _, stop in offsets[:end])]
     else:
