@@ -61,6 +61,10 @@ class FFFConfig(QuantizationConfigMixin):  # type: ignore[misc]
         if deployment is not None:  # older releases warn of keys that they do not know
             self.deployment = deployment
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """An attribute; transformers asks the config of a model in memory as it asks one read from a file."""
+        return getattr(self, key, default)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> FFFConfig:
         """Read the stored form. Unknown keys are dropped with a warning.

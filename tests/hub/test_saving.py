@@ -173,11 +173,36 @@ class TestStateDict:
         assert all(torch.equal(read[name], half[name]) for name in half)
         assert all(tensor.numel() for tensor in half.values())  # the caller's own is left alone
 
+    def test_is_read_with_the_config_of_the_model_it_is_of(
+        self, bert: PreTrainedModel, to_converted: Convert
+    ):
+        state = to_converted(bert).state_dict()
+        read = BertForMaskedLM.from_pretrained(None, config=bert.config, state_dict=state).eval()
+        assert torch.equal(logits(read), logits(bert))
+
+    def test_weights_of_the_dense_model_are_refused_with_that_config(
+        self, folder: Path, bert: PreTrainedModel, to_converted: Convert
+    ):
+        with pytest.raises(FFFError, match="does not hold"):
+            BertForMaskedLM.from_pretrained(folder, config=to_converted(bert).config)
+
     def test_a_plain_model_does_not_take_it(self, bert: PreTrainedModel, to_converted: Convert):
         plain = BertForMaskedLM(bert.config)
         state = to_converted(bert).state_dict()
         with pytest.raises(RuntimeError, match="Missing key"):
             plain.load_state_dict(state)
+
+
+@pytest.mark.parametrize("part", ["text_model", "vision_model"])
+def test_half_of_a_model_of_two(part: str, to_converted: Convert, tmp_path: Path):
+    model = next(case for case in ARCHITECTURES if case.name == "clip").build()
+    to_converted(model.get_submodule(part))
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    read = type(model).from_pretrained(tmp_path)
+    assert layers(read) == layers(model) > 0
+    state = read.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
 class TestWholeModules:
