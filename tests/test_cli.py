@@ -78,6 +78,39 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
+def test_lengths_beyond_the_positions_are_taken_back_with_a_word(model: Path, text: Path, tmp_path: Path):
+    from transformers import RobertaConfig, RobertaModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    roberta = RobertaModel(RobertaConfig(vocab_size=40, max_position_embeddings=34, pad_token_id=0, **sizes))
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "roberta")
+    roberta.save_pretrained(tmp_path / "roberta")
+    options = ["--calibration", text, *SMALL, "--length", "64"]
+    with pytest.warns(UserWarning, match="length 64 is more than RobertaModel takes; it goes on with 33"):
+        result = run("convert", tmp_path / "roberta", "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("command", ["convert", "plan"])
+def test_rows_of_data_calibrate(model: Path, text: Path, tmp_path: Path, command: str):
+    lines = text.read_text().split("\n\n")
+    rows = tmp_path / "rows.jsonl"
+    how = (
+        ["--depth", "1", "--tokens", "2000"]
+        if command == "convert"
+        else ["--budget", "0.5", "--tokens", "2000"]
+    )
+    arguments = [command, model, *how, "-o", tmp_path / "out", "--calibration", rows]
+    rows.write_text("\n".join(json.dumps({"body": line, "id": "x"}) for line in lines))
+    assert "holds the fields body, id; expected text" in one_line(run(*arguments))
+    result = run(*arguments, "--text-column", "body")
+    assert result.exit_code == 0, result.output
+    if command == "convert":
+        import yaml
+
+        assert yaml.safe_load((tmp_path / "out/fffconvert.yaml").read_text())["text_columns"] == ["body"]
+
+
 class TestInspect:
     def test_people_get_a_table(self, model: Path):
         result = run("inspect", model)

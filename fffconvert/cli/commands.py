@@ -40,6 +40,12 @@ RemoteCode = Annotated[
 MinExpansion = Annotated[
     float, typer.Option(min=0.0, help="Least d_hidden / d_model; narrower blocks are taken for adapters.")
 ]
+TextColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column of rows of data that holds text; may be repeated. Usual names are found without."
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output of fffconvert once the new is whole.")
 ]
@@ -121,6 +127,7 @@ def convert(
             help="Text to fit on: .txt or .jsonl files, or a datasets name; by default, Python's own docs."
         ),
     ] = None,
+    text_column: TextColumn = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 100_000,
     length: Annotated[
         int,
@@ -166,6 +173,7 @@ def convert(
             min_expansion=min_expansion,
             seed=seed,
             sequential=sequential,
+            text_columns=tuple(text_column or ()),
         )
         done = convert_model(
             model,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fffconvert.cli import tables
-from fffconvert.cli.commands import AsJson, Debug, Model, Overwrite, RemoteCode, app
+from fffconvert.cli.commands import AsJson, Debug, Model, Overwrite, RemoteCode, TextColumn, app
 from fffconvert.cli.reporting import one_line_errors, output
 
 
@@ -33,6 +33,7 @@ def deploy(
         list[str] | None,
         typer.Option(help="Text to compare the outputs on: .txt or .jsonl files, or a datasets name."),
     ] = None,
+    text_column: TextColumn = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -42,7 +43,9 @@ def deploy(
     from fffconvert.deploy import TOKENS, Settings, deploy_folder
 
     with output(as_json) as out:
-        settings = Settings(target, backend, dtype, quantize_rest, max_drop, tuple(text or ()))
+        settings = Settings(
+            target, backend, dtype, quantize_rest, max_drop, tuple(text or ()), tuple(text_column or ())
+        )
         done = deploy_folder(
             model, settings, destination, overwrite=overwrite, trust_remote_code=trust_remote_code
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fffconvert.cli.commands import AsJson, Debug, Overwrite, app
+from fffconvert.cli.commands import AsJson, Debug, Overwrite, TextColumn, app
 from fffconvert.cli.reporting import one_line_errors, output
 
 
@@ -40,6 +40,7 @@ def distill(
     evaluation: Annotated[
         list[str] | None, typer.Option("--eval-data", help="Text to evaluate on; by default held-out rows.")
     ] = None,
+    text_column: TextColumn = None,
     control: Annotated[
         ControlName | None, typer.Option(help="Train what a conversion is held against, by the same recipe.")
     ] = None,
@@ -79,6 +80,7 @@ def distill(
     flags = {
         "data.train": data,
         "data.evaluation": evaluation,
+        "data.text": text_column,
         "seed": seed,
         "cache": None if cache is None else str(cache),
     }

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fffconvert.cli import eval_tables
-from fffconvert.cli.commands import AsJson, Debug, Model, RemoteCode, Revision, app
+from fffconvert.cli.commands import AsJson, Debug, Model, RemoteCode, Revision, TextColumn, app
 from fffconvert.cli.reporting import one_line_errors, output
 
 TASKS = (
@@ -44,6 +44,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Text of the language model tasks: .txt or .jsonl; by default WikiText-2 test."),
     ] = None,
+    text_column: TextColumn = None,
     limit: Annotated[
         int | None, typer.Option(min=2, help="Examples of each task at most, for a quick look.")
     ] = None,
@@ -85,6 +86,7 @@ def evaluate(
             controls=controls,
             data_dir=data_dir,
             texts=text or (),
+            text_columns=text_column or (),
             limit=limit,
             seeds=seeds,
             epochs=epochs,

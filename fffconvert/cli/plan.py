@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fffconvert.cli import tables
-from fffconvert.cli.commands import AsJson, Debug, MinExpansion, Model, RemoteCode, Revision, app
+from fffconvert.cli.commands import AsJson, Debug, MinExpansion, Model, RemoteCode, Revision, TextColumn, app
 from fffconvert.cli.reporting import one_line_errors, output
 
 
@@ -32,6 +32,7 @@ def plan(
     include: Annotated[list[str] | None, typer.Option(help="Only blocks that match.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Not the blocks that match.")] = None,
     calibration: Annotated[list[str] | None, typer.Option(help="Text to measure on, as in convert.")] = None,
+    text_column: TextColumn = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 50_000,
     seed: Annotated[int, typer.Option(help="Order of the calibration text.")] = 0,
     min_expansion: MinExpansion = 1.0,
@@ -70,8 +71,9 @@ def plan(
             tokens=tokens,
             min_expansion=min_expansion,
             seed=seed,
+            text_columns=tuple(text_column or ()),
         )
-        texts = read_corpus(calibration) if calibration else None
+        texts = read_corpus(calibration, recipe.text_columns) if calibration else None
         curves = planning.measure_curves(loaded.model, prepare(loaded.model, recipe, texts, loaded.tokenizer))
         share = planning.budget_of_speedup(curves, speedup) if speedup is not None else budget
         chosen = planning.spend(curves, budget=share, max_error=max_error)

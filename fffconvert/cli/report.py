@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fffconvert.cli.commands import AsJson, Debug, app
+from fffconvert.cli.commands import AsJson, Debug, TextColumn, app
 from fffconvert.cli.reporting import Output, one_line_errors, output
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def report(
         list[str] | None,
         typer.Option(help="With --full: text to fit and train on; by default, English of the data folder."),
     ] = None,
+    text_column: TextColumn = None,
     tokens: Annotated[
         int | None, typer.Option(help=f"With --full: calibration tokens; {TOKENS:,} by default.")
     ] = None,
@@ -67,6 +68,7 @@ def report(
     only_full = {
         "--data-dir": data_dir,
         "--calibration": calibration,
+        "--text-column": text_column,
         "--tokens": tokens,
         "--train-tokens": train_tokens,
         "--limit": limit,
@@ -92,6 +94,7 @@ def report(
             TOKENS if tokens is None else tokens,
             TRAIN_TOKENS if train_tokens is None else train_tokens,
             limit,
+            tuple(text_column or ()),
         )
         say: Callable[[str], None] = out.show
         _show(out, full_report(folders[0], destination, settings, say))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fffconvert.cli import eval_tables
-from fffconvert.cli.commands import AsJson, Debug, Model, Overwrite, RemoteCode, app
+from fffconvert.cli.commands import AsJson, Debug, Model, Overwrite, RemoteCode, TextColumn, app
 from fffconvert.cli.reporting import one_line_errors, output
 
 
@@ -26,6 +26,7 @@ def sweep(
     leaf_widths: Annotated[str, typer.Option(help="Neurons of the leaf blocks, as in 0,32.")] = "0",
     trunks: Annotated[str, typer.Option(help="Ranks of the linear map beside the trees.")] = "0",
     calibration: Annotated[list[str] | None, typer.Option(help="Text to fit on, as in convert.")] = None,
+    text_column: TextColumn = None,
     tokens: Annotated[int, typer.Option(help="Calibration tokens.")] = 100_000,
     refine: Annotated[int, typer.Option(help="Passes of gradient steps, as in convert.")] = 0,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of local task data, as in eval.")] = None,
@@ -55,18 +56,20 @@ def sweep(
             )
         )
     )
+    columns = tuple(text_column or ())
     with output(as_json) as out:
         found = run_sweep(
             model,
             destination,
             grid,
             task,
-            recipe=Recipe(depth=grid.depths[0], tokens=tokens, refine=refine),
+            recipe=Recipe(depth=grid.depths[0], tokens=tokens, refine=refine, text_columns=columns),
             calibration=calibration or (),
             keep=keep,
             overwrite=overwrite,
             data_dir=data_dir,
             texts=text or (),
+            text_columns=columns,
             limit=limit,
             cache=cache,
             trust_remote_code=trust_remote_code,

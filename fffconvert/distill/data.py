@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +21,14 @@ from torch import Tensor
 
 from fffconvert.distill.recipe import Data, Layout, Unit
 from fffconvert.errors import FFFError, first_line
+from fffconvert.fit.corpus import rendered
+from fffconvert.fit.rows import read_row, text_columns
 
 _BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
 MOST_HELD_OUT = 2000
+SAMPLE = 100
+"""Rows that are looked at to find the columns with text."""
 WINDOW = 10_000
 """Rows among which a stream is shuffled."""
 MEGABATCH = 64
@@ -47,6 +52,10 @@ def read_rows(sources: Sequence[str], data: Data) -> Dataset | IterableDataset:
 
 
 def _chained(parts: list[IterableDataset]) -> IterableDataset:
+    columns = [", ".join(part.column_names or next(iter(part))) for part in parts]
+    if len(set(columns)) > 1:
+        which = " and ".join(dict.fromkeys(columns))
+        raise FFFError(f"streamed data has text in {which}; stream data with the same columns, or none")
     return cast(IterableDataset, datasets.concatenate_datasets(parts))
 
 
@@ -75,23 +84,67 @@ def _read(source: str, data: Data) -> Dataset | IterableDataset:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         what = "cannot be read" if local else "is no file, and no dataset of this name could be loaded"
         raise FFFError(f"data {source} {what}: {' '.join(first_line(cause).split())}") from error
-    wanted = [*data.text, *([data.label] if data.label else [])]
-    for name in wanted:
+    label = [data.label] if data.label else []
+    for name in (*data.text, *label):
         if name not in columns:
             raise FFFError(f"data {source} has no column {name!r}; it has {', '.join(columns)}")
-    rows = rows.select_columns(wanted)
+    rows = rows.select_columns([*(data.text or _found(rows, columns, data, source)), *label])
     if data.rows:
         rows = rows.take(data.rows) if data.streaming else rows.select(range(min(data.rows, len(rows))))
     return rows
 
 
+def _found(rows: Dataset | IterableDataset, columns: Sequence[str], data: Data, source: str) -> Sequence[str]:
+    """The columns that hold text, by their usual names."""
+    first = [dict(row) for row in rows.take(SAMPLE)]
+    sample = {name: next((row[name] for row in first if row[name] is not None), None) for name in columns}
+    sample.pop(data.label, None)
+    try:
+        return text_columns(sample, f"data {source}")
+    except FFFError as error:
+        if "could be read" in str(error):
+            raise
+        raise FFFError(
+            f"data {source} has no column 'text'; it has {', '.join(columns)}: name those that hold text "
+            "with --text-column, or as data.text of the recipe"
+        ) from None
+
+
 def split_rows(rows: Dataset, data: Data, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold rows out for the evaluation."""
+    """Hold rows out for the evaluation; rows with a text of theirs are not trained on.
+
+    Raises:
+        FFFError: There are too few rows, or all hold the same text.
+    """
     count = min(MOST_HELD_OUT, max(1, round(data.held_out * len(rows))))
     if len(rows) < 2:
         raise FFFError(f"the training data has {len(rows)} rows; expected at least 2, one to hold out")
     parts = rows.train_test_split(count, seed=seed)
-    return parts["train"], parts["test"]
+    held = {text for row in parts["test"] for text in texts_of_row(row, data)}
+    train = parts["train"].filter(partial(_shares_none, data=data, held=frozenset(held)), desc="hold out")
+    if not len(train):
+        raise FFFError("the training data repeats one text; give others, so that some can be held out")
+    return train, parts["test"]
+
+
+def _shares_none(row: Mapping[str, Any], data: Data, held: frozenset[str]) -> bool:
+    return held.isdisjoint(texts_of_row(row, data))
+
+
+def texts_of_row(row: Mapping[str, Any], data: Data, tokenizer: Any = None) -> list[str]:
+    """The texts of one row of what `read_rows` gives; blank ones are left out.
+
+    Args:
+        row: Columns with text, and the label.
+        data: Names them.
+        tokenizer: Its template is for chats.
+    """
+    own = {name: value for name, value in row.items() if name != data.label and value is not None}
+    if not any(own.values()):
+        return []
+    names = [name for name in data.text if name in own]
+    texts = rendered(read_row(own, "a row of the data", names), tokenizer)
+    return [text for text in texts if text and not text.isspace()]
 
 
 def some_held_out(sequences: Dataset) -> Dataset:
@@ -117,7 +170,7 @@ class Tokenise:
         """Tokenise rows, given by column."""
         if self.data.label:
             return self._labelled(rows)
-        texts = [text for name in self.data.text for text in rows[name] if text and not text.isspace()]
+        texts = [text for row in _by_row(rows) for text in texts_of_row(row, self.data, self.tokenizer)]
         if self.data.unit is Unit.SENTENCE:
             texts = [sentence for text in texts for sentence in _SENTENCE_END.split(text) if sentence]
         if self.data.layout is Layout.PACK:
@@ -128,7 +181,8 @@ class Tokenise:
         return {"input_ids": ids, "length": [len(part) for part in ids]}
 
     def _labelled(self, rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        columns = [[text or "" for text in rows[name]] for name in self.data.text]
+        names = [name for name in rows if name != self.data.label]
+        columns = [[text or "" for text in rows[name]] for name in self.data.text or names]
         found = self.tokenizer(*columns, truncation=True, max_length=self.length)
         kept = {name: found[name] for name in ("input_ids", "token_type_ids") if name in found}
         return {**kept, "length": [len(ids) for ids in found["input_ids"]], "labels": rows[self.data.label]}
@@ -164,16 +218,19 @@ def token_sequences(
     Raises:
         FFFError: No sequence comes of it.
     """
-    options: dict[str, Any] = {
-        "batched": True,
-        "remove_columns": [*data.text, *([data.label] * bool(data.label))],
-    }
+    columns = rows.column_names or list(next(iter(rows)))
+    options: dict[str, Any] = {"batched": True, "remove_columns": columns}
     if isinstance(rows, Dataset):
         options["desc"] = "tokenise"
     sequences = rows.map(Tokenise(tokenizer, data, length), **options)
     if isinstance(sequences, Dataset) and not len(sequences):
         raise FFFError(f"the text gives no sequence of {data.shortest} to {length} tokens; give more text")
     return sequences
+
+
+def _by_row(rows: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Rows that are given by column, one by one."""
+    return (dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True))
 
 
 def lengths_of(sequences: Dataset) -> np.ndarray:

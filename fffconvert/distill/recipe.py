@@ -81,7 +81,8 @@ class Data:
             `datasets`, as NAME or NAME:CONFIG.
         evaluation: The same, for the evaluation; by default rows held out of `train`.
         held_out: Share of the rows to hold out, at most 2,000, and as many sequences of them.
-        text: Columns with text. With a label they form one input (a pair), else each is a text of its own.
+        text: Columns with text; empty to find them by their usual names. With a label they form one input (a
+            pair), else each is a text of its own, but chats and what is asked and answered are one.
         label: Column with a class or a number; only for tasks.
         unit: A document or a sentence as one sequence.
         layout: Bucketed by length, or packed.
@@ -97,7 +98,7 @@ class Data:
     train: tuple[str, ...] = ()
     evaluation: tuple[str, ...] = ()
     held_out: float = 0.01
-    text: tuple[str, ...] = ("text",)
+    text: tuple[str, ...] = ()
     label: str = ""
     unit: Unit = Unit.DOCUMENT
     layout: Layout = Layout.BUCKET

@@ -45,6 +45,7 @@ from fffconvert.distill.trained import add_lora, choose_trained
 from fffconvert.distill.trainer import DistillTrainer, Interrupt, last_checkpoint
 from fffconvert.errors import FFFError
 from fffconvert.fit.length import longest
+from fffconvert.fit.rows import TEXT
 
 JOURNAL, TENSORBOARD = "training.jsonl", "tensorboard"
 EVALUATION_BATCH = 64
@@ -272,8 +273,8 @@ def _sequences(
     tokenizer = trainee.tokenizer
     length = longest(trainee.student, tokenizer, data.length, say=True)
     if texts is not None:
-        rows: Any = Dataset.from_dict({data.text[0]: list(texts)})
-        data = dataclasses.replace(data, text=data.text[:1])
+        rows: Any = Dataset.from_dict({TEXT: list(texts)})
+        data = dataclasses.replace(data, text=(TEXT,))
     else:
         rows = read_rows(data.train, data)
     held_out: Any = None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fffconvert.errors import FFFError
-from fffconvert.fit.corpus import read_utf8
+from fffconvert.fit.corpus import read_lines, read_utf8, rendered
 
 Row = dict[str, Any]
 
@@ -166,11 +166,16 @@ def _from_hub(table: Table) -> tuple[list[Row], str]:
     return rows, f"{name}/{config}/{split}".replace("//", "/")
 
 
-def read_text(paths: Sequence[Path], column: str = "text") -> tuple[str, ...]:
-    """The documents of text files: a whole `.txt` file, or a column of each row of a `.jsonl` file.
+def read_text(paths: Sequence[Path], columns: Sequence[str] = (), tokenizer: Any = None) -> tuple[str, ...]:
+    """The documents of text files: a whole `.txt` file, or the texts of each row of a `.jsonl` file.
+
+    Args:
+        paths: The files.
+        columns: Of rows, those that hold text; empty to find them by their usual names.
+        tokenizer: Its template is for chats.
 
     Raises:
-        FFFError: A file is missing, empty, not UTF-8, or lacks the column.
+        FFFError: A file is missing, empty, not UTF-8, or a row holds no text.
     """
     documents: list[str] = []
     for path in paths:
@@ -180,9 +185,7 @@ def read_text(paths: Sequence[Path], column: str = "text") -> tuple[str, ...]:
         kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
         found = [text]
         if kind == ".jsonl":
-            table = Table((), None, (column,))
-            rows = enumerate(parse_lines(text, path), 1)
-            found = [_checked(table, row, f"{path}, row {number}")[column] for number, row in rows]
+            found = [part for row in read_lines(path, text, columns) for part in rendered(row, tokenizer)]
         if not any(document.strip() for document in found):
             raise FFFError(f"text file {path} is empty; expected text")
         documents += found

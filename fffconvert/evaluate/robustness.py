@@ -38,7 +38,7 @@ DOMAINS = {
 }
 FOREIGN = {"several-languages": "ood/nonenglish_mixed", "chinese": "ood/nonenglish_wiki_zh"}
 TRANSLATIONS = ("de", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "zh")
-TEXT_COLUMNS = {"ood/biomed_pubmedqa": "context"}
+TEXT_COLUMNS = {"ood/biomed_pubmedqa": ("context",)}
 LINES = 300
 """Lines (or windows, or pairs) of each kind of input unless limited otherwise."""
 TYPOS = {"typos-5%": 0.05, "typos-20%": 0.2}
@@ -228,7 +228,7 @@ def _documents(places: Mapping[str, str], task: Task, options: Options) -> list[
             path = find_file(options.data_dir, (place,))
         except NotThere:
             continue
-        documents = read_text([path], TEXT_COLUMNS.get(place, "text"))
+        documents = read_text([path], TEXT_COLUMNS.get(place, ()))
         lines = [line for document in documents for line in document.splitlines() if line.strip()]
         random.Random(0).shuffle(lines)
         kind = "language" if name in FOREIGN else "domain"

@@ -48,6 +48,7 @@ def evaluate(
     tokenizer: Any = None,
     data_dir: str | Path | None = None,
     texts: Sequence[str | Path] = (),
+    text_columns: Sequence[str] = (),
     limit: int | None = None,
     seeds: int = 1,
     epochs: int = EPOCHS,
@@ -71,6 +72,7 @@ def evaluate(
         tokenizer: Of models in memory.
         data_dir: Folder of local task data; by default data comes from the hub.
         texts: `.txt` or `.jsonl` files (also `.gz`) of the language model tasks; WikiText-2 test by default.
+        text_columns: Of rows in them, those that hold text; empty to find them by their usual names.
         limit: Examples of each task at most, for a quick look; the results say so.
         seeds: Runs of tasks that train; the median counts.
         epochs: Passes over the training rows of those tasks.
@@ -92,7 +94,6 @@ def evaluate(
     named = resolve_tasks(tasks, [*TASKS, *SECTIONS])
     names = {name: wanted for name, wanted in named.items() if name in TASKS}
     sections = [name for name in named if name in SECTIONS]
-    options = Options(_path(data_dir), tuple(map(Path, texts)), limit, seeds, epochs)
     reading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": _device(device)}
     first = Subject("model", model, tokenizer, revision=revision, **reading)
     beside = (
@@ -103,6 +104,15 @@ def evaluate(
         *([] if beside is None else [beside]),
         *(Subject(role, other, tokenizer, **reading) for role, other in _roles(controls or {}).items()),
     ]
+    options = Options(
+        _path(data_dir),
+        tuple(map(Path, texts)),
+        tuple(text_columns),
+        first.tokenizer if any(".jsonl" in Path(text).name for text in texts) else None,
+        limit,
+        seeds,
+        epochs,
+    )
     data = _read(names, options) if names else {}
     for name in data:
         if TASKS[name].beside_teacher and beside is None:

@@ -35,6 +35,8 @@ class Options:
     Attributes:
         data_dir: Folder of local data; None for the hub.
         texts: Text files of the language model tasks; WikiText-2 test if there are none.
+        text_columns: Of their rows, those that hold text; empty to find them by their usual names.
+        tokenizer: Its template is for chats in them.
         limit: Examples of each task at most (pairs, queries, lines, windows); None for all.
         seeds: Runs of tasks that train, of which the median counts.
         epochs: Passes over the training rows of those tasks.
@@ -43,6 +45,8 @@ class Options:
 
     data_dir: Path | None = None
     texts: tuple[Path, ...] = ()
+    text_columns: tuple[str, ...] = ()
+    tokenizer: Any = None
     limit: int | None = None
     seeds: int = 1
     epochs: int = EPOCHS
@@ -209,7 +213,8 @@ def read_documents(options: Options) -> tuple[tuple[str, ...], str]:
         FFFError: It is not there.
     """
     if options.texts:
-        return read_text(options.texts), ", ".join(path.name for path in options.texts)
+        documents = read_text(options.texts, options.text_columns, options.tokenizer)
+        return documents, ", ".join(path.name for path in options.texts)
     if options.data_dir is not None:
         try:
             path = find_file(options.data_dir, WIKITEXT)

@@ -129,7 +129,7 @@ def text_columns(row: Any, place: str, columns: Sequence[str] = ()) -> tuple[str
         which = " or ".join("+".join(family) for family in best)
         raise FFFError(f"{place} could be read by {which}; name the column with --text-column")
     raise FFFError(
-        f"{place} holds {found}; expected a field text (or messages, content, sentence, premise and "
+        f"{place} holds {found}; expected text (or messages, content, sentence, premise and "
         "hypothesis, query and positive, or the like), a string; name another with --text-column"
     )
 

@@ -62,6 +62,7 @@ class FullSettings:
         tokens: Calibration tokens of every conversion.
         train_tokens: Tokens that conversions and controls are trained on, all on the same; 0 for none.
         limit: Examples of each task at most, for a quick look.
+        text_columns: Of rows in the text, those that hold it; empty to find them by their usual names.
     """
 
     data_dir: Path
@@ -69,6 +70,7 @@ class FullSettings:
     tokens: int = 50_000
     train_tokens: int = 200_000
     limit: int | None = None
+    text_columns: tuple[str, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -174,7 +176,7 @@ CAUSAL = _Kind("perplexity", ("perplexity",), (), Objectives(hidden_states=1.0, 
 def _plan(model: str, settings: FullSettings) -> tuple[_Kind, dict[str, Recipe]]:
     """What the model is, and the recipes of the two budgets."""
     loaded = hub.load(model)
-    recipe = Recipe(depth=PATH_DEPTH, tokens=settings.tokens)
+    recipe = Recipe(depth=PATH_DEPTH, tokens=settings.tokens, text_columns=settings.text_columns)
     prepared = prepare(loaded.model, dataclasses.replace(recipe, tokens=1000), None, loaded.tokenizer)
     width = max(1, round(LEAF_SHARE * prepared.sites[0].d_hidden))
     leaves = dataclasses.replace(recipe, depth=LEAF_DEPTH, leaf_width=width)
@@ -220,7 +222,8 @@ def _distillation(kind: _Kind, settings: FullSettings) -> Distillation:
         trained=Trained(trees=False),
     )
     unit = Unit.DOCUMENT if kind is CAUSAL else Unit.SENTENCE
-    return Distillation(stages=(stage,), data=Data(train=settings.texts, unit=unit, rows=50_000))
+    data = Data(train=settings.texts, text=settings.text_columns, unit=unit, rows=50_000)
+    return Distillation(stages=(stage,), data=data)
 
 
 def _benchmark(subject: Path, kind: _Kind) -> ModelBench:

@@ -20,6 +20,7 @@ from fffconvert.distill.data import (
     content_hash,
     read_rows,
     some_held_out,
+    split_rows,
     token_sequences,
 )
 from fffconvert.distill.recipe import Data, Layout, Unit
@@ -67,6 +68,56 @@ def test_sources_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch, name
     with pytest.raises(FFFError, match=message) as caught:
         read_rows([name], Data())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_with_other_columns_are_read_too(tmp_path: Path, tokenizer, streaming: bool):
+    chat = [{"role": "user", "content": "ba be"}, {"role": "assistant", "content": "bi bo"}]
+    files = {
+        "chat": [{"messages": chat, "id": 1}],
+        "pair": [{"premise": "da de di", "hypothesis": "do du fa", "label": 0}],
+        "named": [{"text": "fe fi fo", "body": "ga ge gi", "label": 1}],
+    }
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def read(*names: str, **options) -> list[list[int]]:
+        data = Data(
+            train=tuple(str(tmp_path / f"{name}.jsonl") for name in names), streaming=streaming, **options
+        )
+        return [row["input_ids"] for row in token_sequences(read_rows(data.train, data), tokenizer, data, 16)]
+
+    ids = [
+        tokenizer(text).input_ids for text in ("ba be bi bo", "da de di", "do du fa", "fe fi fo", "ga ge gi")
+    ]
+    assert read("chat") == ids[:1]
+    assert read("pair") == ids[1:3]
+    assert read("named") == ids[3:4]
+    assert read("named", text=("body",)) == ids[4:]
+    if streaming:
+        with pytest.raises(FFFError, match="streamed data has text in messages and premise, hypothesis"):
+            read("chat", "pair")
+    else:
+        assert read("chat", "pair") == ids[:3]
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} . {% endfor %}"
+    try:
+        assert read("chat") == [tokenizer("ba be . bi bo .").input_ids]
+    finally:
+        tokenizer.chat_template = None
+    (tmp_path / "doubt.jsonl").write_text(json.dumps({"sentence": "ba", "content": "be"}))
+    with pytest.raises(FFFError, match=r"doubt\.jsonl could be read by content or sentence; .*--text-column"):
+        read("doubt")
+
+
+def test_rows_held_out_share_no_text_with_those_trained_on():
+    rows = Dataset.from_list([{"premise": f"p{n // 3}", "hypothesis": f"h{n}"} for n in range(300)])
+    train, held = split_rows(rows, Data(held_out=0.1), seed=0)
+    assert len(held) == 30
+    assert not {row["premise"] for row in train} & {row["premise"] for row in held}
+    assert len(train) > 150
+    copies = Dataset.from_dict({"text": ["ba be"] * 20})
+    with pytest.raises(FFFError, match="repeats one text"):
+        split_rows(copies, Data(), seed=0)
 
 
 def test_there_must_be_text(tokenizer):

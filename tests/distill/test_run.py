@@ -325,6 +325,26 @@ def test_a_cached_teacher_trains_as_a_live_one(converted: Callable[[str], Path],
         )
 
 
+@pytest.mark.parametrize("kind", ["encoder", "masked", "causal"])
+def test_without_a_recipe_the_usual_one_is_taken(kind: str, converted: Callable[[str], Path], text: Path):
+    loaded = hub.load(str(converted(kind)))
+    teacher = hub.load(str(converted(kind).parent / "original")).model
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    texts = [{"sentence": line} for line in text.read_text().splitlines() if line]
+    model = fff.distill(loaded.model, teacher, texts, tokenizer=loaded.tokenizer)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any("fff_" in name for name in changed)
+
+
+def test_without_a_recipe_or_a_teacher_the_head_decides(encoder: Path, converted: Callable[[str], Path]):
+    headless, causal = (hub.load(str(folder)) for folder in (encoder, converted("causal")))
+    with pytest.raises(FFFError, match="has no head to learn from text with; give its teacher"):
+        fff.distill(headless.model, None, ["ba be"], tokenizer=headless.tokenizer)
+    with pytest.raises(FFFError, match="text 1 is a int; expected text, or a row"):
+        fff.distill(causal.model, None, ["ba be", 3], tokenizer=causal.tokenizer)
+
+
 def test_from_python_with_texts_and_objects(encoder: Path, text: Path):
     loaded = hub.load(str(encoder))
     teacher = hub.load(str(encoder.parent / "original")).model

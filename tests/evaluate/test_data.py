@@ -115,6 +115,11 @@ def test_texts(tmp_path: Path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"text": "c\nd"}) + "\n")
     assert read_text([one, rows]) == (" a\nb\n", "c\nd")
+    rows.write_text(json.dumps({"premise": "c", "hypothesis": "d", "body": "e"}) + "\n")
+    assert read_text([rows]) == ("c", "d")
+    assert read_text([rows], ["body"]) == ("e",)
+    rows.write_text(json.dumps({"messages": [{"role": "user", "content": "c"}]}) + "\n")
+    assert read_text([rows]) == ("c",)
     rows.write_text('{"words": "c"}\n')
     with pytest.raises(FFFError, match="expected text"):
         read_text([rows])

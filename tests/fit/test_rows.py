@@ -71,7 +71,7 @@ def test_columns_that_are_named_go_before_all_others():
     ("row", "message"),
     [
         ({"sentence": "a", "content": "b"}, r"content or sentence; name the column with --text-column"),
-        ({"body": "a", "id": 1}, r"the fields body, id; expected a field text .* --text-column"),
+        ({"body": "a", "id": 1}, r"the fields body, id; expected text .* --text-column"),
         ({"messages": []}, "the fields messages"),
         ("text", "holds a str"),
     ],

@@ -22,6 +22,7 @@ from fffconvert.bench.model.quality import Quality
 from fffconvert.bench.model.settings import EXPORTED, EXPORTED_TREES, ModelBench
 from fffconvert.bench.model.torch_models import dense, stored_config, trees
 from fffconvert.errors import FFFError
+from fffconvert.estimate.models import preset
 from fffconvert.fit.length import longest
 from fffconvert.locate.inputs import example_inputs
 
@@ -89,8 +90,9 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
 
 def _within_positions(settings: ModelBench) -> ModelBench:
     """The settings, with lengths that the model has positions for."""
+    known = preset(settings.model)
     options: dict[str, Any] = {"device": "meta", "trust_remote_code": settings.trust_remote_code}
-    model = hub.load_random(settings.model, **options).model
+    model = known.build() if known else hub.load_random(settings.model, **options).model
     sizes = ((batch, longest(model, None, length, say=True)) for batch, length in settings.sizes)
     return dataclasses.replace(settings, sizes=tuple(dict.fromkeys(sizes)))
 
