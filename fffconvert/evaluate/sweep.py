@@ -159,7 +159,7 @@ def _earlier(
         raise FFFError(f"{path} is no sweep; choose another -o, or add --overwrite") from error
     changed = [name for name in settings if document["settings"].get(name) != settings[name]] or ["model"]
     raise FFFError(
-        f"{output} holds a sweep with another {', '.join(changed)}; choose another -o, or add --overwrite"
+        f"{output} holds a sweep that differs in {', '.join(changed)}; choose another -o, or add --overwrite"
     )
 
 

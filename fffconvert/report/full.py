@@ -31,8 +31,9 @@ from fffconvert.hub.output import RECIPE
 from fffconvert.recipe import Recipe
 from fffconvert.report.build import Report, check_tools, report
 from fffconvert.report.documents import BENCHMARK
+from fffconvert.store import fingerprint
 
-SETTINGS = "full.json"
+SETTINGS, CONTENT = "full.json", "full.content"
 ENGLISH = "text/wiki_en/train.jsonl.gz"
 """Text in the data folder to fit and train on unless other text is named."""
 PATHS, LEAVES = "paths", "leaves"
@@ -107,8 +108,10 @@ def full_report(
     document = {"model": model, **dataclasses.asdict(settings), "data_dir": str(settings.data_dir)}
     _check(folder, document)  # before the model is read, which takes a while
     read_documents(Options(settings.data_dir))  # that it lacks must not come to light after the training
-    kind, recipes = _plan(model, settings)
-    _claim(folder, document)
+    loaded = hub.load(model)
+    kind, recipes = _plan(loaded, settings)
+    files = [path for path in map(Path, texts) if path.is_file()]
+    _claim(folder, document, fingerprint(loaded.model, loaded.tokenizer, files))
     measured = []
     for name, recipe in recipes.items():
         converted = folder / f"{name}-converted"
@@ -173,9 +176,8 @@ MASKED = _Kind("mlm", ("mlm",), ("rte", "cola"), Objectives(hidden_states=1.0, l
 CAUSAL = _Kind("perplexity", ("perplexity",), (), Objectives(hidden_states=1.0, logits=1.0, clm=1.0))
 
 
-def _plan(model: str, settings: FullSettings) -> tuple[_Kind, dict[str, Recipe]]:
+def _plan(loaded: hub.Loaded, settings: FullSettings) -> tuple[_Kind, dict[str, Recipe]]:
     """What the model is, and the recipes of the two budgets."""
-    loaded = hub.load(model)
     recipe = Recipe(depth=PATH_DEPTH, tokens=settings.tokens, text_columns=settings.text_columns)
     prepared = prepare(loaded.model, dataclasses.replace(recipe, tokens=1000), None, loaded.tokenizer)
     width = max(1, round(LEAF_SHARE * prepared.sites[0].d_hidden))
@@ -275,10 +277,20 @@ def _check(folder: Path, document: dict[str, Any]) -> None:
         raise FFFError(f"cannot read {folder}: {first_line(error)}; choose another -o") from None
 
 
-def _claim(folder: Path, document: dict[str, Any]) -> None:
-    """Make the folder, and note what report it holds."""
+def _claim(folder: Path, document: dict[str, Any], content: str) -> None:
+    """Make the folder, and note what report it holds.
+
+    Raises:
+        FFFError: It holds one of other weights or text by the same names.
+    """
     try:
+        own = folder / CONTENT
+        if own.is_file() and own.read_text(encoding="utf-8") != content:
+            raise FFFError(
+                f"{folder} holds a full report of other weights or text by the same names; choose another -o"
+            )
         folder.mkdir(parents=True, exist_ok=True)
+        own.write_text(content, encoding="utf-8")
         (folder / SETTINGS).write_text(_written(document), encoding="utf-8")
     except OSError as error:
         raise FFFError(f"cannot write {folder}: {first_line(error)}; choose another -o") from None

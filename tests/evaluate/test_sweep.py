@@ -30,7 +30,9 @@ def arguments(save: Callable[..., Path], data: Path, tmp_path: Path) -> list[obj
     return [save("encoder"), "-o", tmp_path / "sweep", "--trees", "1,2", *options, *fit]
 
 
-def test_a_sweep_and_going_on(arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_sweep_and_going_on(
+    arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
+):
     result = call(*arguments, "--depths", "2,0", "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -56,7 +58,11 @@ def test_a_sweep_and_going_on(arguments: list[object], tmp_path: Path, monkeypat
     assert len(list((tmp_path / "sweep/points").iterdir())) == 2
     other = call(*arguments, "--depths", "1", "--limit", "9")
     assert other.exit_code == 2
-    assert "holds a sweep with another limit; choose another -o" in other.stderr
+    assert "holds a sweep that differs in limit; choose another -o" in other.stderr
+    assert call(*arguments, "--depths", "1").exit_code == 0
+    build("encoder", 1).save_pretrained(arguments[0])  # other weights by the same name
+    assert "holds a sweep that differs in weights; choose" in call(*arguments, "--depths", "1").stderr
+    build("encoder").save_pretrained(arguments[0])
     assert call(*arguments, "--depths", "1", "--limit", "9", "--overwrite").exit_code == 0
 
 

@@ -8,7 +8,6 @@ import json
 import random
 import shutil
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from typer.testing import CliRunner
 from fffconvert.cli import app
 from fffconvert.cli import report as command
 from fffconvert.errors import FFFError
-from fffconvert.evaluate import compare
+from fffconvert.evaluate import metrics
 from fffconvert.evaluate.sweep import Grid
 from fffconvert.report import full
 from fffconvert.report.full import FullSettings, full_report
@@ -81,7 +80,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "LEAF_DEPTH", 1)
     monkeypatch.setattr(full, "EPOCHS", 1)
     monkeypatch.setattr(full, "BASELINES", ("torch",))
-    monkeypatch.setattr(compare, "bootstrap", partial(compare.bootstrap, resamples=20))
+    monkeypatch.setattr(metrics, "RESAMPLES", 20)
 
 
 @pytest.mark.slow
@@ -101,6 +100,12 @@ def test_is_made_by_one_call_and_goes_on_after_it_was_stopped(
     assert len(made) == 2 * (2 + len(full.CONTROLS))
     with pytest.raises(FFFError, match="with other settings"):
         full_report(model, tmp_path / "out", dataclasses.replace(settings, limit=9))
+    text = data / full.ENGLISH
+    before = text.read_bytes()
+    write_rows(text, [{"text": "other text of the same name"}])
+    with pytest.raises(FFFError, match="of other weights or text by the same names"):
+        full_report(model, tmp_path / "out", settings)
+    text.write_bytes(before)
     said: list[str] = []
     done = full_report(model, tmp_path / "out", settings, said.append)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == made
