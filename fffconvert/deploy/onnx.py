@@ -106,7 +106,7 @@ def _translation() -> Any:
         ],
         outputs=[formal("y", "T")],
         type_constraints=[
-            ("T", ["tensor(float)", "tensor(bfloat16)"], "activations"),
+            ("T", ["tensor(float)"], "inputs and outputs"),
             ("V", ["tensor(float)"], "biases, thresholds and scales"),
             ("R", ["tensor(float)", "tensor(bfloat16)", "tensor(int8)"], "rows"),
         ],
@@ -118,7 +118,7 @@ def _translation() -> Any:
         *tensors, activation = arguments
         while tensors[-1] is None:
             del tensors[-1]
-        return operator(*tensors, activation=list(ACTIVATIONS).index(activation))
+        return operator(*tensors, activation=ACTIVATIONS[activation].number)
 
     return cmm
 

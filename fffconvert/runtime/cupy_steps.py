@@ -31,7 +31,7 @@ STATIC_SHARED = 48 << 10
 """Shared memory in bytes that every card gives a block."""
 FEW_BLOCKS = 1024
 """Fewer blocks than this would leave parts of a large card idle."""
-IDENTITY = list(ACTIVATIONS).index("identity")
+IDENTITY = ACTIVATIONS["identity"].number
 BIASES = {"in_weight": "in_bias", "leaf_in_weight": "leaf_in_bias", "leaf_gate_weight": "leaf_gate_bias"}
 """The bias that belongs to a weight."""
 
@@ -108,7 +108,7 @@ def layer_for(x: Tensor, weights: Weights, scales: Scales, activation: str, *oth
         device=x.device,
         trees=len(weights.in_weight),
         levels=levels,
-        activation=list(ACTIVATIONS).index(activation),
+        activation=ACTIVATIONS[activation].number,
         rows=rows,
         kept=[t for t in (*tensors.values(), *factors.values()) if t is not None],
     )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,10 +101,11 @@ def test_causal_models_with_gated_leaves_export_too(tmp_path, sparsity, standard
 def test_the_operator_says_what_does_not_fit(tmp_path):
     from onnx import TensorProto, helper
 
-    def run(x_width: int, nodes: int):
-        tensors = {"x": [4, x_width], "bias": [3], "w": [1, nodes, 2], "b": [1, nodes], "v": [1, nodes, 3]}
+    def run(x_width: int, nodes: int, *, out_rows: int = 0, activation: int = 0):
+        tensors = {"x": [4, x_width], "bias": [3], "w": [1, nodes, 2], "b": [1, nodes]}
+        tensors["v"] = [1, out_rows or nodes, 3]
         infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in tensors.items()]
-        node = helper.make_node("CMM", list(tensors), ["y"], domain="fffconvert", activation=0)
+        node = helper.make_node("CMM", list(tensors), ["y"], domain="fffconvert", activation=activation)
         y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
         graph = helper.make_graph([node], "g", infos, [y])
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("fffconvert", 1)]
@@ -111,10 +114,28 @@ def test_the_operator_says_what_does_not_fit(tmp_path):
         return session(tmp_path / "g.onnx", operator=True).run(None, fed)[0]
 
     assert run(2, 7).shape == (4, 3)
-    with pytest.raises(Exception, match="shapes of x and the trees do not fit"):
+    with pytest.raises(Exception, match=r"CMM: x is \[4, 3\]; expected \[4, 2\]; export the model again"):
         run(3, 7)
-    with pytest.raises(Exception, match="shapes of x and the trees do not fit"):
+    with pytest.raises(Exception, match="in_weight has 6 nodes a tree; expected"):
         run(2, 6)
+    with pytest.raises(
+        Exception, match=r"initialization: .* out_weight is \[1, 6, 3\]; expected \[1, 7, 3\]"
+    ):
+        run(2, 7, out_rows=6)
+    with pytest.raises(Exception, match="activation 15 is unknown; expected 0 to 14; update fffconvert"):
+        run(2, 7, activation=15)
+
+
+@built
+def test_mutated_files_are_refused_or_computed_right():
+    tool = Path(__file__).parents[1] / "runtime" / "fuzz_operator.py"
+    command = [sys.executable, str(tool), "--count", "200", "--library", str(native.library_path())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    outcomes = dict(line.split(" ", 1)[::-1] for line in done.stdout.splitlines())
+    assert int(outcomes["computed"]) > 20
+    assert int(outcomes["refused at load"]) > 50
+    assert int(outcomes["refused at run"]) > 0
 
 
 def test_registering_without_the_library_says_what_to_do(monkeypatch):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from fffconvert.runtime import ACTIVATIONS
+from fffconvert.runtime import ACTIVATIONS, activations
 
 GRID = torch.linspace(-8, 8, 641, dtype=torch.float64) + 0.003
 """Passes no kink of any activation."""
@@ -59,3 +62,20 @@ def test_dtype_is_kept_and_large_inputs_stay_finite(name, dtype):
         assert y.dtype == dtype
         assert y.shape == x.shape
         assert y.isfinite().all()
+
+
+def test_numbers_are_what_exported_files_hold():
+    names = (
+        "gelu gelu_tanh quick_gelu silu relu relu2 leaky_relu elu selu tanh sigmoid softplus mish hardswish"
+    )
+    assert {name: activation.number for name, activation in ACTIVATIONS.items()} == {
+        name: number for number, name in enumerate([*names.split(), "identity"])
+    }
+
+
+def test_the_native_code_has_the_same_numbers():
+    header = (Path(activations.__file__).parent / "native" / "cmm.h").read_text(encoding="utf-8")
+    found = {name.lower(): int(number) for name, number in re.findall(r"FFF_(\w+) = (\d+),", header)}
+    count = found.pop("activations")
+    assert {name: a.number for name, a in ACTIVATIONS.items()}.items() <= found.items()
+    assert count == len(ACTIVATIONS)

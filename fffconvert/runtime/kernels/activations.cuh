@@ -1,21 +1,21 @@
-// The activations, numbered in the order of `ACTIVATIONS` in Python.
+// The activations, by their numbers in `ACTIVATIONS` in Python.
 
 enum {
-  GELU,
-  GELU_TANH,
-  QUICK_GELU,
-  SILU,
-  RELU,
-  RELU2,
-  LEAKY_RELU,
-  ELU,
-  SELU,
-  TANH,
-  SIGMOID,
-  SOFTPLUS,
-  MISH,
-  HARDSWISH,
-  IDENTITY
+  GELU = 0,
+  GELU_TANH = 1,
+  QUICK_GELU = 2,
+  SILU = 3,
+  RELU = 4,
+  RELU2 = 5,
+  LEAKY_RELU = 6,
+  ELU = 7,
+  SELU = 8,
+  TANH = 9,
+  SIGMOID = 10,
+  SOFTPLUS = 11,
+  MISH = 12,
+  HARDSWISH = 13,
+  IDENTITY = 14,
 };
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

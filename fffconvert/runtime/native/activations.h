@@ -1,15 +1,11 @@
-// The activations and their derivatives, in the order of `fffconvert.runtime.activations.ACTIVATIONS`.
+// The activations and their derivatives.
 #pragma once
 #include <cmath>
 
+#include "cmm.h"
 #include "vec.h"
 
 namespace {
-
-enum activation : int64_t {
-    GELU, GELU_TANH, QUICK_GELU, SILU, RELU, RELU2, LEAKY_RELU, ELU, SELU, TANH, SIGMOID, SOFTPLUS, MISH,
-    HARDSWISH, IDENTITY,
-};
 
 constexpr float SELU_SCALE = 1.0507009873554805f, SELU_ALPHA = 1.6732632423543772f;
 constexpr float TANH_SCALE = 0.7978845608028654f, TANH_CUBIC = 0.044715f;  // of GELU's tanh form
@@ -61,20 +57,20 @@ inline vf tanh_softplus(vf x) {
 
 inline vf activate(int64_t kind, vf x) {
     switch (kind) {
-        case GELU: return x * normal_cdf(x);
-        case GELU_TANH: return 0.5f * x * (1.f + gelu_tanh_inner(x));
-        case QUICK_GELU: return x * sigmoid(QUICK_SLOPE * x);
-        case SILU: return x * sigmoid(x);
-        case RELU: return select(x < 0.f, splat(0.f), x);
-        case RELU2: return select(x < 0.f, splat(0.f), x * x);
-        case LEAKY_RELU: return select(x > 0.f, x, 0.01f * x);
-        case ELU: return select(x > 0.f, x, exp(x) - 1.f);
-        case SELU: return SELU_SCALE * select(x > 0.f, x, SELU_ALPHA * (exp(x) - 1.f));
-        case TANH: return tanh(x);
-        case SIGMOID: return sigmoid(x);
-        case SOFTPLUS: return softplus(x);
-        case MISH: return x * tanh_softplus(x);
-        case HARDSWISH: {
+        case FFF_GELU: return x * normal_cdf(x);
+        case FFF_GELU_TANH: return 0.5f * x * (1.f + gelu_tanh_inner(x));
+        case FFF_QUICK_GELU: return x * sigmoid(QUICK_SLOPE * x);
+        case FFF_SILU: return x * sigmoid(x);
+        case FFF_RELU: return select(x < 0.f, splat(0.f), x);
+        case FFF_RELU2: return select(x < 0.f, splat(0.f), x * x);
+        case FFF_LEAKY_RELU: return select(x > 0.f, x, 0.01f * x);
+        case FFF_ELU: return select(x > 0.f, x, exp(x) - 1.f);
+        case FFF_SELU: return SELU_SCALE * select(x > 0.f, x, SELU_ALPHA * (exp(x) - 1.f));
+        case FFF_TANH: return tanh(x);
+        case FFF_SIGMOID: return sigmoid(x);
+        case FFF_SOFTPLUS: return softplus(x);
+        case FFF_MISH: return x * tanh_softplus(x);
+        case FFF_HARDSWISH: {
             vf ramp = x + 3.f;
             ramp = select(ramp < 0.f, splat(0.f), select(ramp > 6.f, splat(6.f), ramp));
             return x * ramp / 6.f;
@@ -91,33 +87,33 @@ inline vf swish_derivative(vf x, float slope) {
 inline vf derivative(int64_t kind, vf x) {
     vf zero = splat(0.f), one = splat(1.f);
     switch (kind) {
-        case GELU: return normal_cdf(x) + x * exp(-0.5f * x * x) * 0.3989422804f;
-        case GELU_TANH: {
+        case FFF_GELU: return normal_cdf(x) + x * exp(-0.5f * x * x) * 0.3989422804f;
+        case FFF_GELU_TANH: {
             vf t = gelu_tanh_inner(x);
             vf slope = TANH_SCALE * (1.f + 3.f * TANH_CUBIC * x * x);
             return 0.5f * (1.f + t) + 0.5f * x * (1.f - t * t) * slope;
         }
-        case QUICK_GELU: return swish_derivative(x, QUICK_SLOPE);
-        case SILU: return swish_derivative(x, 1.f);
-        case RELU: return select(x > 0.f, one, zero);
-        case RELU2: return select(x > 0.f, 2.f * x, zero);
-        case LEAKY_RELU: return select(x > 0.f, one, splat(0.01f));
-        case ELU: return select(x > 0.f, one, exp(x));
-        case SELU: return SELU_SCALE * select(x > 0.f, one, SELU_ALPHA * exp(x));
-        case TANH: {
+        case FFF_QUICK_GELU: return swish_derivative(x, QUICK_SLOPE);
+        case FFF_SILU: return swish_derivative(x, 1.f);
+        case FFF_RELU: return select(x > 0.f, one, zero);
+        case FFF_RELU2: return select(x > 0.f, 2.f * x, zero);
+        case FFF_LEAKY_RELU: return select(x > 0.f, one, splat(0.01f));
+        case FFF_ELU: return select(x > 0.f, one, exp(x));
+        case FFF_SELU: return SELU_SCALE * select(x > 0.f, one, SELU_ALPHA * exp(x));
+        case FFF_TANH: {
             vf t = tanh(x);
             return 1.f - t * t;
         }
-        case SIGMOID: {
+        case FFF_SIGMOID: {
             vf s = sigmoid(x);
             return s * (1.f - s);
         }
-        case SOFTPLUS: return sigmoid(x);
-        case MISH: {
+        case FFF_SOFTPLUS: return sigmoid(x);
+        case FFF_MISH: {
             vf t = tanh_softplus(x);
             return t + x * sigmoid(x) * (1.f - t * t);
         }
-        case HARDSWISH: {
+        case FFF_HARDSWISH: {
             vf inside = x / 3.f + 0.5f;
             return select(x > -3.f, select(x < 3.f, inside, one), zero);
         }

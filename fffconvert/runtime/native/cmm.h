@@ -9,6 +9,27 @@ extern "C" {
 
 enum fff_type { FFF_FLOAT32 = 0, FFF_BFLOAT16 = 1, FFF_INT8 = 2 };
 
+// The activations, by the numbers of `fffconvert.runtime.activations.ACTIVATIONS`. Exported files hold them, so a
+// number is never given to another function.
+enum fff_activation : int64_t {
+    FFF_GELU = 0,
+    FFF_GELU_TANH = 1,
+    FFF_QUICK_GELU = 2,
+    FFF_SILU = 3,
+    FFF_RELU = 4,
+    FFF_RELU2 = 5,
+    FFF_LEAKY_RELU = 6,
+    FFF_ELU = 7,
+    FFF_SELU = 8,
+    FFF_TANH = 9,
+    FFF_SIGMOID = 10,
+    FFF_SOFTPLUS = 11,
+    FFF_MISH = 12,
+    FFF_HARDSWISH = 13,
+    FFF_IDENTITY = 14,
+    FFF_ACTIVATIONS = 15,  // one more than the last
+};
+
 // Rows of one type; int8 rows have a scale each, others none.
 struct fff_rows {
     const void* data;
@@ -17,7 +38,7 @@ struct fff_rows {
 
 struct fff_layer {
     int64_t trees, depth, branches, leaf_width, d_in, d_out;
-    int64_t activation;  // index into `fff_activation`
+    int64_t activation;  // fff_activation
     int64_t row_type;    // fff_type of all rows
     fff_rows in;         // [T, N, d_in]
     const float* in_bias;  // [T, N]

@@ -1,4 +1,5 @@
 // Chooses the kernels of one instruction set at run time.
+#include <atomic>
 #include <cstring>
 #include <string>
 
@@ -50,7 +51,7 @@ const Kernels* best() {
     return nullptr;
 }
 
-const Kernels* chosen = best();
+std::atomic<const Kernels*> chosen{best()};
 
 }  // namespace
 
@@ -73,16 +74,16 @@ int fff_use_instruction_set(const char* name) {
     return -1;
 }
 
-const char* fff_instruction_set() { return chosen->name; }
+const char* fff_instruction_set() { return chosen.load()->name; }
 
 void fff_forward(const fff_layer* layer, const void* x, int64_t x_stride, int64_t tokens, void* y, int64_t io_type,
                  float* logits, int64_t* leaf, int64_t threads) {
-    if (tokens > 0) chosen->forward(layer, x, x_stride, tokens, y, io_type, logits, leaf, threads);
+    if (tokens > 0) chosen.load()->forward(layer, x, x_stride, tokens, y, io_type, logits, leaf, threads);
 }
 
 void fff_backward(const fff_layer* layer, const float* grad_y, const float* grad_logits, const float* x,
                   int64_t tokens, const float* logits, const int64_t* leaf, const fff_gradients* gradients,
                   int64_t threads) {
     if (tokens > 0)
-        chosen->backward(layer, grad_y, grad_logits, x, tokens, logits, leaf, gradients, threads);
+        chosen.load()->backward(layer, grad_y, grad_logits, x, tokens, logits, leaf, gradients, threads);
 }

@@ -6,9 +6,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <stdexcept>
+#include <string>
 #include <thread>
 
 #include "cmm.h"
+#include "operator_inputs.h"
 #include "support.h"
 
 namespace {
@@ -30,6 +33,7 @@ enum slot : size_t {
     DOMAIN_ADD = 27,
     ADD_DOMAIN = 28,
     TENSOR_DATA = 51,
+    AS_TENSOR = 55,
     ELEMENT_TYPE = 60,
     DIMENSIONS_COUNT = 61,
     DIMENSIONS = 62,
@@ -38,7 +42,11 @@ enum slot : size_t {
     INPUT_COUNT = 88,
     INPUT = 90,
     OUTPUT = 91,
+    RELEASE_STATUS = 93,
+    RELEASE_TYPE = 98,
     RELEASE_TYPE_AND_SHAPE = 99,
+    NODE_INPUT_COUNT = 230,
+    NODE_INPUT_TYPE = 234,
     PARALLEL_FOR = 274,
 };
 
@@ -46,6 +54,8 @@ template <class... Arguments>
 Status call(Api api, slot at, Arguments... arguments) {
     return reinterpret_cast<Status (*)(Arguments...)>(api[at])(arguments...);
 }
+
+void release(Api api, slot at, void* object) { reinterpret_cast<void (*)(void*)>(api[at])(object); }
 
 Status failure(Api api, const char* message) { return call(api, CREATE_STATUS, 2, message); }  // 2: invalid argument
 
@@ -58,94 +68,93 @@ void check(Status status) {
     if (status) throw Error{status};
 }
 
-enum element { FLOAT = 1, INT8 = 3, BFLOAT16 = 16 };
-
-struct Tensor {
-    void* data = nullptr;
-    int type = 0;
-    size_t axes = 0;
-    int64_t size[4] = {};
-};
-
-// The inputs, in the order of the torch op `fffconvert::cmm_inference`.
-enum input {
-    X, BIAS, IN, IN_BIAS, OUT, CONSTANT, LEAF_IN, LEAF_IN_BIAS, LEAF_GATE, LEAF_GATE_BIAS, LEAF_OUT, LEAF_THRESHOLD,
-    IN_SCALE, OUT_SCALE, CONSTANT_SCALE, LEAF_IN_SCALE, LEAF_GATE_SCALE, LEAF_OUT_SCALE, INPUTS,
+// Gives an object back when it is left.
+struct Released {
+    Api api;
+    slot at;
+    void* object;
+    ~Released() { release(api, at, object); }
 };
 
 struct Kernel {
     Api api;
     int64_t activation;
 
-    Tensor tensor(void* context, size_t index) const {
-        size_t count = 0;
-        check(call(api, INPUT_COUNT, context, &count));
-        void* value = nullptr;
-        if (index < count) check(call(api, INPUT, context, index, &value));
-        Tensor tensor;
-        if (!value) return tensor;
-        void* info = nullptr;
+    // Read a type and shape. Of shapes in a model, sizes may be names, and an unknown rank is given as 0.
+    void read(void* info, bool in_model, Tensor& tensor) const {
+        tensor.given = true;
+        check(call(api, ELEMENT_TYPE, info, &tensor.type));
+        check(call(api, DIMENSIONS_COUNT, info, &tensor.rank));
+        tensor.shaped = !in_model || tensor.rank > 0;
+        if (tensor.rank > RANK) return;
+        check(call(api, DIMENSIONS, info, tensor.size, tensor.rank));
+        for (int64_t& size : tensor.size) size = std::max(size, UNKNOWN);
+    }
+
+    // What the model says of an input of its node.
+    void read_in_model(const void* node, size_t index, Tensor& tensor) const {
+        void *type = nullptr, *info = nullptr;
+        if (Status absent = call(api, NODE_INPUT_TYPE, node, index, &type)) return release(api, RELEASE_STATUS, absent);
+        const Released released{api, RELEASE_TYPE, type};
+        check(call(api, AS_TENSOR, type, &info));
+        need(info, std::string(formals[index].name) + " is no tensor");
+        read(info, true, tensor);
+    }
+
+    // What a call brings.
+    void read_in_call(void* context, size_t index, Tensor& tensor) const {
+        void *value = nullptr, *info = nullptr;
+        check(call(api, INPUT, context, index, &value));
+        if (!value) return;
         check(call(api, TENSOR_DATA, value, &tensor.data));
         check(call(api, TYPE_AND_SHAPE, value, &info));
-        Status status = call(api, ELEMENT_TYPE, info, &tensor.type);
-        if (!status) status = call(api, DIMENSIONS_COUNT, info, &tensor.axes);
-        if (!status && tensor.axes <= 4) status = call(api, DIMENSIONS, info, tensor.size, tensor.axes);
-        reinterpret_cast<void (*)(void*)>(api[RELEASE_TYPE_AND_SHAPE])(info);
-        check(status);
-        return tensor;
+        const Released released{api, RELEASE_TYPE_AND_SHAPE, info};
+        read(info, false, tensor);
     }
 
-    void need(bool holds, const char* message) const {
-        if (!holds) throw Error{failure(api, message)};
-    }
-
-    fff_rows rows(const Tensor& data, const Tensor& scale, const Tensor& like) const {
-        if (!data.data) return {nullptr, nullptr};
-        need(data.type == like.type, "fffconvert::CMM: rows are of different types; expected one");
-        need((data.type == INT8) == (scale.data != nullptr), "fffconvert::CMM: int8 rows need scales, others none");
-        return {data.data, static_cast<const float*>(scale.data)};
-    }
-
-    const float* vector(const Tensor& tensor) const {
-        need(!tensor.data || tensor.type == FLOAT, "fffconvert::CMM: biases and scales must be float32");
-        return static_cast<const float*>(tensor.data);
+    void check_model(const void* node) const {
+        size_t count = 0;
+        check(call(api, NODE_INPUT_COUNT, node, &count));
+        if (activation < 0 || activation >= FFF_ACTIVATIONS)
+            throw std::invalid_argument("fffconvert::CMM: activation " + std::to_string(activation) + " is unknown; expected 0 to " +
+                                        std::to_string(FFF_ACTIVATIONS - 1) + "; update fffconvert");
+        Inputs inputs;
+        for (size_t i = 0; i < std::min(count, size_t(INPUTS)); i++) read_in_model(node, i, inputs.t[i]);
+        inputs.check();
     }
 
     void compute(void* context) const {
-        Tensor t[INPUTS];
-        for (size_t i = 0; i < INPUTS; i++) t[i] = tensor(context, i);
-        const Tensor &x = t[X], &in = t[IN], &out = t[OUT];
-        need(x.axes == 2 && in.axes == 3 && out.axes == 3, "fffconvert::CMM: expected x [tokens, d_in] and rows [T, N, d]");
-        need(x.type == FLOAT || x.type == BFLOAT16, "fffconvert::CMM: x must be float32 or bfloat16");
-        need(in.type == FLOAT || in.type == BFLOAT16 || in.type == INT8,
-             "fffconvert::CMM: rows must be float32, bfloat16 or int8");
-        const int64_t nodes = in.size[1], d_out = out.size[2];
-        need(nodes > 0 && !(nodes & (nodes + 1)) && x.size[1] == in.size[2] && out.size[0] == in.size[0],
-             "fffconvert::CMM: shapes of x and the trees do not fit");
-        need(out.size[1] == nodes || out.size[1] == 2 * nodes, "fffconvert::CMM: expected one or two output rows a node");
-        for (input i : {BIAS, IN_BIAS, LEAF_IN_BIAS, LEAF_GATE_BIAS, LEAF_THRESHOLD, IN_SCALE, OUT_SCALE, CONSTANT_SCALE, LEAF_IN_SCALE, LEAF_GATE_SCALE, LEAF_OUT_SCALE})
-            vector(t[i]);
+        size_t count = 0;
+        check(call(api, INPUT_COUNT, context, &count));
+        Inputs inputs;
+        const Tensor* t = inputs.t;
+        for (size_t i = 0; i < std::min(count, size_t(INPUTS)); i++) read_in_call(context, i, inputs.t[i]);
+        inputs.check();
+        auto rows = [&](input data, input scale) {
+            return fff_rows{t[data].data, static_cast<const float*>(t[scale].data)};
+        };
+        auto vector = [&](input i) { return static_cast<const float*>(t[i].data); };
         fff_layer layer{};
-        layer.trees = in.size[0];
-        while ((int64_t(2) << layer.depth) - 1 < nodes) layer.depth++;
-        layer.branches = out.size[1] / nodes;
-        layer.leaf_width = t[LEAF_OUT].data ? t[LEAF_OUT].size[2] : 0;
-        layer.d_in = x.size[1];
-        layer.d_out = d_out;
+        layer.trees = inputs.size[TREES];
+        layer.depth = inputs.depth;
+        layer.branches = inputs.size[OUT_ROWS] / inputs.size[NODES];
+        layer.leaf_width = inputs.size[WIDTH];
+        layer.d_in = inputs.size[D_IN];
+        layer.d_out = inputs.size[D_OUT];
         layer.activation = activation;
-        layer.row_type = in.type == FLOAT ? FFF_FLOAT32 : in.type == BFLOAT16 ? FFF_BFLOAT16 : FFF_INT8;
-        layer.in = rows(in, t[IN_SCALE], in);
-        layer.in_bias = vector(t[IN_BIAS]);
-        layer.out = rows(out, t[OUT_SCALE], in);
-        layer.constant = rows(t[CONSTANT], t[CONSTANT_SCALE], in);
-        layer.leaf_in = rows(t[LEAF_IN], t[LEAF_IN_SCALE], in);
-        layer.leaf_in_bias = vector(t[LEAF_IN_BIAS]);
-        layer.leaf_gate = rows(t[LEAF_GATE], t[LEAF_GATE_SCALE], in);
-        layer.leaf_gate_bias = vector(t[LEAF_GATE_BIAS]);
-        layer.leaf_out = rows(t[LEAF_OUT], t[LEAF_OUT_SCALE], in);
-        layer.leaf_threshold = vector(t[LEAF_THRESHOLD]);
-        layer.bias = vector(t[BIAS]);
-        const int64_t shape[] = {x.size[0], d_out};
+        layer.row_type = t[IN].type == FLOAT ? FFF_FLOAT32 : t[IN].type == BFLOAT16 ? FFF_BFLOAT16 : FFF_INT8;
+        layer.in = rows(IN, IN_SCALE);
+        layer.in_bias = vector(IN_BIAS);
+        layer.out = rows(OUT, OUT_SCALE);
+        layer.constant = rows(CONSTANT, CONSTANT_SCALE);
+        layer.leaf_in = rows(LEAF_IN, LEAF_IN_SCALE);
+        layer.leaf_in_bias = vector(LEAF_IN_BIAS);
+        layer.leaf_gate = rows(LEAF_GATE, LEAF_GATE_SCALE);
+        layer.leaf_gate_bias = vector(LEAF_GATE_BIAS);
+        layer.leaf_out = rows(LEAF_OUT, LEAF_OUT_SCALE);
+        layer.leaf_threshold = vector(LEAF_THRESHOLD);
+        layer.bias = vector(BIAS);
+        const int64_t shape[] = {inputs.size[TOKENS], layer.d_out};
         void *value = nullptr, *y = nullptr;
         check(call(api, OUTPUT, context, size_t(0), &shape[0], size_t(2), &value));
         check(call(api, TENSOR_DATA, value, &y));
@@ -168,8 +177,7 @@ struct Kernel {
             &pool);
         // How many threads the session has is not told: parts are for the processor's, and are shared out among them.
         const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
-        fff_forward(&layer, x.data, layer.d_in, x.size[0], y, x.type == FLOAT ? FFF_FLOAT32 : FFF_BFLOAT16, nullptr,
-                    nullptr, threads);
+        fff_forward(&layer, t[X].data, layer.d_in, shape[0], y, FFF_FLOAT32, nullptr, nullptr, threads);
     }
 };
 
@@ -201,22 +209,31 @@ struct Operator {
 
 int any_number(const Operator*) { return 1; }
 
-Status create(const Operator*, Api api, const void* info, void** kernel) {
-    int64_t activation = 0;
-    if (Status status = call(api, ATTRIBUTE_INT64, info, "activation", &activation)) return status;
-    *kernel = new Kernel{api, activation};
-    return nullptr;
-}
-
-Status compute(void* kernel, void* context) {
+// Run what may throw, and turn that into ONNX Runtime's own form of an error.
+template <class F>
+Status guarded(Api api, F run) {
     try {
-        static_cast<const Kernel*>(kernel)->compute(context);
+        run();
         return nullptr;
     } catch (const Error& error) {
         return error.status;
     } catch (const std::exception& error) {
-        return failure(static_cast<const Kernel*>(kernel)->api, error.what());
+        return failure(api, error.what());
     }
+}
+
+Status create(const Operator*, Api api, const void* node, void** kernel) {
+    return guarded(api, [&] {
+        Kernel made{api, 0};
+        check(call(api, ATTRIBUTE_INT64, node, "activation", &made.activation));
+        made.check_model(node);
+        *kernel = new Kernel(made);
+    });
+}
+
+Status compute(void* data, void* context) {
+    const Kernel& kernel = *static_cast<const Kernel*>(data);
+    return guarded(kernel.api, [&] { kernel.compute(context); });
 }
 
 const Operator cmm{
@@ -244,15 +261,20 @@ const Operator cmm{
     [](const Operator*) { return INT32_MAX; },
 };
 
+void* made(Api api) {
+    void* domain = nullptr;
+    check(call(api, CREATE_DOMAIN, "fffconvert", &domain));
+    check(call(api, DOMAIN_ADD, domain, &cmm));
+    return domain;
+}
+
 }  // namespace
 
 extern "C" FFF_API Status RegisterCustomOps(void* options, const ApiBase* base) {
     Api api = base->get_api(API_VERSION);
     if (!api) return failure(base->get_api(1), "fffconvert needs ONNX Runtime 1.17 or later");
-    static void* domain = nullptr;  // sessions refer to it as long as they live
-    if (!domain) {
-        if (Status status = call(api, CREATE_DOMAIN, "fffconvert", &domain)) return status;
-        if (Status status = call(api, DOMAIN_ADD, domain, &cmm)) return status;
-    }
-    return call(api, ADD_DOMAIN, options, domain);
+    return guarded(api, [&] {
+        static void* const domain = made(api);  // sessions refer to it as long as they live
+        check(call(api, ADD_DOMAIN, options, domain));
+    });
 }

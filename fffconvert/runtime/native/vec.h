@@ -4,7 +4,15 @@
 #include <cstdint>
 #include <cstring>
 #if VEC_BYTES > 16
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC warns of values that its own AVX-512 header leaves undefined on purpose (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #endif
 
 namespace {

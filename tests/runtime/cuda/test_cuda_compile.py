@@ -110,8 +110,10 @@ def test_rows_are_loaded_16_bytes_at_once(build):
 
 def test_numbers_that_python_and_the_kernels_share_agree():
     source = Build(torch.float32, torch.float32, 4, False).source
-    names = re.search(r"enum \{\s*GELU,.*?\}", source, re.DOTALL)[0]
-    assert [name.lower() for name in re.findall(r"[A-Z]\w+", names)] == list(ACTIVATIONS)
+    names = re.search(r"enum \{\s*GELU .*?\}", source, re.DOTALL)[0]
+    assert dict(re.findall(r"(\w+) = (\d+)", names.lower())) == {
+        name: str(activation.number) for name, activation in ACTIVATIONS.items()
+    }
     assert f"CHUNK = {cupy_kernels.CHUNK};" in source
     tile = cupy_kernels.TENSOR_TILE
     assert f"TENSOR_TOKENS = {tile}, TENSOR_ROWS = {tile}," in source
