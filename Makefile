@@ -19,10 +19,13 @@ check: .venv/test check-native ## Style and types, and the native kernels under 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check-native: .venv/test ## Build the native kernels with AddressSanitizer and UBSan, and run them
+check-native: .venv/test ## Build the native code with AddressSanitizer and UBSan, run the kernels and odd ONNX files
 	@if command -v c++ >/dev/null; then \
 		$(BIN)/cmake -S tests/runtime/native -B build/sanitized >/dev/null && \
-		$(BIN)/cmake --build build/sanitized --parallel 2 >/dev/null && build/sanitized/check_kernels; \
+		{ $(BIN)/cmake --build build/sanitized --parallel 2 >build/sanitized/log 2>&1 || \
+			{ cat build/sanitized/log; exit 1; }; } && \
+		build/sanitized/check_kernels && \
+		$(BIN)/python tests/runtime/fuzz_operator.py --library build/sanitized/native/libfffcmm.so; \
 	else echo "no C++ compiler: the native kernels are not checked"; fi
 
 format: .venv/test ## Rewrite the sources in the project's style
