@@ -14,6 +14,7 @@ from fffconvert.bench import ModelBench
 from fffconvert.bench.model import inputs, run
 from fffconvert.bench.model.parts import PARTS, part_times
 from fffconvert.bench.model.process import Runtime, WorkerError
+from fffconvert.bench.model.run import _within_positions
 from fffconvert.bench.model.torch_models import original_name, stored_config
 from fffconvert.cli import app
 from fffconvert.errors import FFFError
@@ -144,3 +145,13 @@ def test_the_command_wants_a_model_or_a_layer():
         done = CliRunner().invoke(app, ["bench", *options])
         assert done.exit_code == 2
         assert "expected either MODEL" in done.output
+
+
+def test_lengths_are_those_that_the_model_has_positions_for(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.RobertaConfig(vocab_size=40, max_position_embeddings=34, **sizes)
+    config.architectures = ["RobertaModel"]
+    config.save_pretrained(tmp_path)
+    settings = ModelBench(str(tmp_path), sizes=((1, 8), (1, 64), (1, 128)), depth=1)
+    with pytest.warns(UserWarning, match="length 64 is more than RobertaModel takes; it goes on with 32"):
+        assert _within_positions(settings).sizes == ((1, 8), (1, 32))
