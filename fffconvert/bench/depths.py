@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fffconvert.bench import check
 from fffconvert.bench.settings import LayerBench
-from fffconvert.bench.timing import Contestant, measure
+from fffconvert.bench.timing import Contestant, measure, threads_restored
 from fffconvert.bench.workload import PAPER_SHAPE, random_workload
 from fffconvert.deploy import deploy
 from fffconvert.figures import figure_class
@@ -34,35 +34,34 @@ def sweep(settings: LayerBench, depths: Sequence[int] = DEPTHS) -> list[dict[str
     Raises:
         WrongOutputError: Outputs are not those of the layer.
     """
+    with threads_restored():
+        torch.set_num_threads(settings.threads[0])
+        return [row for depth in tqdm(depths, desc="depths", disable=None) for row in _depth(settings, depth)]
+
+
+def _depth(settings: LayerBench, depth: int) -> Iterator[dict[str, Any]]:
     (backend, dtype), d = next(settings.variants), (settings.shape or PAPER_SHAPE)[0]
-    threads = settings.threads[0]
-    torch.set_num_threads(threads)
-    rows = []
-    for depth in tqdm(depths, desc="depths", disable=None):
-        workload = random_workload(FFFSpec(d, d, depth), 1, settings.seed)
-        layer = deploy(random_workload(FFFSpec(d, d, depth), 1, settings.seed).layer, backend, dtype)
-        for tokens in settings.plot_tokens:
-            batches = workload.batches(tokens, settings.seed)
-            some = torch.cat(batches[:64])[:64] if tokens < 64 else batches[0]
-            with torch.inference_mode():
-                truth = check.truth(workload.layer, dtype, some)
-                error = check.largest_error(layer(some), truth, f"backend {backend}, depth {depth}")
-                contestant = {"layer": Contestant(layer, batches)}
-                timing = measure(contestant, seconds=settings.seconds, repeats=settings.repeats)["layer"]
-            rows.append(
-                {
-                    "depth": depth,
-                    "nodes": workload.tree_size,
-                    "backend": backend,
-                    "dtype": dtype,
-                    "threads": threads,
-                    "tokens": tokens,
-                    **vars(timing),
-                    "us_per_token": timing.median_us / tokens,
-                    "max_error": error,
-                }
-            )
-    return rows
+    workload = random_workload(FFFSpec(d, d, depth), 1, settings.seed)
+    layer = deploy(random_workload(FFFSpec(d, d, depth), 1, settings.seed).layer, backend, dtype)
+    for tokens in settings.plot_tokens:
+        batches = workload.batches(tokens, settings.seed)
+        some = torch.cat(batches[:64])[:64] if tokens < 64 else batches[0]
+        with torch.inference_mode():
+            truth = check.truth(workload.layer, dtype, some)
+            error = check.largest_error(layer(some), truth, f"backend {backend}, depth {depth}")
+            contestant = {"layer": Contestant(layer, batches)}
+            timing = measure(contestant, seconds=settings.seconds, repeats=settings.repeats)["layer"]
+        yield {
+            "depth": depth,
+            "nodes": workload.tree_size,
+            "backend": backend,
+            "dtype": dtype,
+            "threads": settings.threads[0],
+            "tokens": tokens,
+            **vars(timing),
+            "us_per_token": timing.median_us / tokens,
+            "max_error": error,
+        }
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

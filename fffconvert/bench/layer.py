@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from fffconvert.bench.depths import sweep
 from fffconvert.bench.settings import LayerBench
 from fffconvert.bench.summary import rows as rows_of
 from fffconvert.bench.summary import summarise
-from fffconvert.bench.timing import FRESH_BYTES, Contestant, kept_memory, page_fault_us
+from fffconvert.bench.timing import FRESH_BYTES, Contestant, kept_memory, page_fault_us, threads_restored
 from fffconvert.bench.train import train_rows
 from fffconvert.bench.workload import Workload, workloads
 
@@ -41,7 +40,7 @@ def bench_layer(settings: LayerBench) -> dict[str, Any]:
     depths: list[dict[str, Any]] = []
     gpu = _card() if settings.device == "cuda" else None
     runs: list[_Inference] = []
-    with _threads_restored():
+    with threads_restored():
         if settings.train:
             for workload in workloads(settings):
                 rows += train_rows(workload, settings, problems)
@@ -72,15 +71,6 @@ def bench_layer(settings: LayerBench) -> dict[str, Any]:
 
 def _card() -> dict[str, Any]:
     return card.describe() | {"copy_gb_s": card.Card().copy_gb_s()}
-
-
-@contextmanager
-def _threads_restored() -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Inference:

@@ -177,3 +177,13 @@ def kept_memory() -> Iterator[bool]:
         mallopt(_MMAP_MAX, _MMAP_DEFAULT)
         mallopt(_TRIM_THRESHOLD, FRESH_BYTES)
         trim(0)
+
+
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """Give torch the number of threads back that it had before the body."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -50,8 +50,9 @@ def export_folder(
         raise FFFError(f"-o {output}: expected a name that ends in {FORMATS[form]} for --format {form}")
     if form == "aot" and quantize_rest == "int8":
         raise FFFError("--format aot knows no int8 linear maps; expected --quantize-rest none")
-    if output.exists() and not overwrite:
-        raise FFFError(f"file {output} exists; choose another -o, or add --overwrite")
+    for file in (output, _data(output)):
+        if file.exists() and not overwrite:
+            raise FFFError(f"file {file} exists; choose another -o, or add --overwrite")
     if not output.resolve().parent.is_dir():
         raise FFFError(f"-o {output}: its folder does not exist; make it first")
     if form != "aot":
@@ -66,12 +67,19 @@ def export_folder(
         else:
             export_onnx(model, path, standard=form == "onnx-standard")
         if quantize_rest == "int8":
-            plain = path.rename(path.with_name(f"plain-{path.name}"))
-            quantize_onnx(plain, path)
-        for file in (
-            path.with_name(f"{path.name}.data"),
-            path,
-        ):  # the file that refers to the other comes last
-            if file.exists():
-                os.replace(file, output.parent / file.name)
+            quantized = Path(temporary) / "int8" / output.name
+            quantized.parent.mkdir()
+            quantize_onnx(path, quantized)
+            path = quantized
+        large = _data(path).exists()
+        if large:  # the file that refers to the other comes last
+            os.replace(_data(path), _data(output))
+        os.replace(path, output)
+        if not large:
+            _data(output).unlink(missing_ok=True)  # of the model that was there before
     return output
+
+
+def _data(path: Path) -> Path:
+    """Where the large weights of a file lie."""
+    return path.with_name(f"{path.name}.data")

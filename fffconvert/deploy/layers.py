@@ -68,8 +68,9 @@ def deploy(
 ) -> Model:
     """Make a converted model's layers compute as fast as they can here, in memory and in place.
 
-    It changes inference alone: parameters, training and what is saved stay as they are. The process keeps
-    freed memory from then on (see `fffconvert.runtime.heap`).
+    It changes inference alone: parameters, training and what is saved stay as they are. Call the model under
+    `torch.no_grad()` or `torch.inference_mode()`; while gradients are recorded, a deployment has no effect,
+    and a warning says so. The process keeps freed memory from then on (see `fffconvert.runtime.heap`).
 
     Args:
         model: A converted model, or one layer.
@@ -119,6 +120,7 @@ def deploy_layers(
         inference, deployment = _choose(name, layer, backend, dtype, original)
         chosen.append((layer, inference, deployment))
     for layer, inference, _ in chosen:
+        inference.deployed = True
         layer.inference = inference
     return [deployment for _, _, deployment in chosen]
 

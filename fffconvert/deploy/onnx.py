@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
-from contextlib import redirect_stdout
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -132,12 +131,27 @@ def quantize_onnx(path: Path, output: Path) -> None:
 
     That is dynamic quantization with int8 weights. Trees, in either form, stay as they are.
 
+    Args:
+        path: File to read; its large weights may lie beside it.
+        output: File to write; then its own lie beside it too, with `.data` behind the name.
+
     Raises:
-        FFFError: ONNX Runtime is missing.
+        FFFError: ONNX Runtime is missing, or cannot do it.
     """
     check_packages(int8=True)
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    # In a process of its own: it logs to the root logger, which is not ours to change.
+    large = path.with_name(f"{path.name}.data").exists()
+    command = [sys.executable, "-c", _QUANTIZE, str(path), str(output), "large" if large else ""]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise FFFError(f"ONNX Runtime cannot quantize {path.name}: {reason}; try --quantize-rest none")
 
-    logging.getLogger().setLevel(logging.ERROR)  # it logs a line for each tensor to the root
-    with redirect_stdout(io.StringIO()):
-        quantize_dynamic(path, output, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+
+_QUANTIZE = """
+import sys
+from onnxruntime.quantization import QuantType, quantize_dynamic
+path, output, large = sys.argv[1:]
+options = {"op_types_to_quantize": ["MatMul", "Gemm"], "use_external_data_format": bool(large)}
+quantize_dynamic(path, output, weight_type=QuantType.QInt8, **options)
+"""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import DistributedType, PartialState
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,6 +19,22 @@ HEADLESS = (
     "{who} is {name}, which has no {head} head; take a checkpoint that has one, or match "
     "embedding_cosine, embedding_similarity and hidden_states, which need none"
 )
+
+
+def check_devices() -> None:
+    """Refuse one process for several GPUs: Trainer would wrap the student in `nn.DataParallel`.
+
+    That splits every tensor of a batch along its first axis, the counts by which losses are divided as well.
+
+    Raises:
+        FFFError: There are several, and one process.
+    """
+    count = torch.cuda.device_count()
+    if count > 1 and PartialState().distributed_type is DistributedType.NO:
+        raise FFFError(
+            f"found {count} GPUs and one process; expected a process for each: start it with accelerate "
+            "launch or torchrun, or show it one GPU, as with CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def local_files(recipe: Recipe) -> list[Path]:

@@ -27,7 +27,7 @@ from transformers.integrations import TensorBoardCallback
 
 from fffconvert.controls import Control
 from fffconvert.distill.cache import CachedTeacher, build_cache, check_cacheable
-from fffconvert.distill.checks import check_stage, is_causal, needs_teacher
+from fffconvert.distill.checks import check_devices, check_stage, is_causal, needs_teacher
 from fffconvert.distill.data import (
     WINDOW,
     Collate,
@@ -101,6 +101,7 @@ def run_stages(trainee: Trainee, recipe: Recipe, folder: Path, texts: Sequence[s
     Raises:
         FFFError: Something does not fit; before anything is trained, where that can be seen.
     """
+    check_devices()
     folder.mkdir(parents=True, exist_ok=True)
     for stage in recipe.stages:
         if recipe.cache and needs_teacher(stage):

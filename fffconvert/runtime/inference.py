@@ -31,6 +31,7 @@ class Inference:
         dtype: Type of the stored rows; None for that of the parameters.
         dense: With "dense", the block [..., d_in] to [..., d_out] that computes instead.
         trunk: The int8 form of the trunk, [..., d_in] to [..., d_out]; None for its parameters as they are.
+        deployed: It was chosen by a deployment, which somebody counts on.
     """
 
     def __init__(
@@ -39,18 +40,20 @@ class Inference:
         dtype: torch.dtype | None = None,
         dense: nn.Module | None = None,
         trunk: nn.Module | None = None,
+        deployed: bool = False,
     ) -> None:
         self.backend = backend
         self.dtype = dtype
         self.dense = dense
         self.trunk = trunk
+        self.deployed = deployed
         self._state: list[int] = []
         self._copied = False
         self._stored: tuple[Weights, Scales] | None = None
         self._native: cpu.PreparedLayer | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Inference, (self.backend, self.dtype, self.dense, self.trunk)
+        return Inference, (self.backend, self.dtype, self.dense, self.trunk, self.deployed)
 
     @property
     def stored_bytes(self) -> int:

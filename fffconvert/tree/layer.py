@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -115,6 +117,8 @@ class FFFLayer(nn.Module):
         return x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
 
     def _differentiable(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and self.inference.deployed and not self.training:
+            _say_that_a_deployment_has_no_effect()
         tokens = x.reshape(-1, x.shape[-1])
         if self.routing is None:
             y, _, _ = cmm(tokens, self.weights, self.spec.activation)
@@ -198,6 +202,16 @@ class FFFLayer(nn.Module):
             layer.fff_in_bias.copy_(in_bias.view_as(layer.fff_in_bias))
             layer.fff_out_weight.copy_(out_weight.T.reshape(layer.fff_out_weight.shape))
         return layer
+
+
+@cache
+def _say_that_a_deployment_has_no_effect() -> None:
+    """Once in a process: it would be said for each layer of each call."""
+    warnings.warn(
+        "a deployed model was called while gradients are recorded, so its layers compute as before the "
+        "deployment; call it under torch.no_grad() or torch.inference_mode()",
+        stacklevel=4,
+    )
 
 
 def _shapes(spec: FFFSpec) -> dict[str, tuple[int, ...]]:

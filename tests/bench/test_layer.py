@@ -197,7 +197,10 @@ def test_training_is_compared_with_the_masked_form():
 
 
 def test_the_sweep_over_depths_and_its_picture(tmp_path):
-    rows = sweep(LayerBench(**{**QUICK, "plot_tokens": (1, 6)}), depths=(1, 2, 4))
+    before = torch.get_num_threads()
+    rows = sweep(LayerBench(**{**QUICK, "plot_tokens": (1, 6), "threads": (before + 1,)}), depths=(1, 2, 4))
+    assert torch.get_num_threads() == before
+    assert {row["threads"] for row in rows} == {before + 1}
     assert [(row["depth"], row["tokens"], row["nodes"]) for row in rows] == [
         (depth, tokens, 2 ** (depth + 1) - 1) for depth in (1, 2, 4) for tokens in (1, 6)
     ]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,8 @@ from typer.testing import CliRunner
 import fffconvert as fff
 from fffconvert import hub, native, surgery
 from fffconvert.cli import app
+from fffconvert.deploy import export as export_module
+from fffconvert.deploy import onnx as onnx_module
 from fffconvert.deploy.aot import export_aot
 from fffconvert.deploy.export import export_folder
 from fffconvert.deploy.onnx import export_onnx
@@ -61,9 +66,21 @@ def test_onnxruntime_gives_the_same(small, tmp_path, form, dtype):
     torch.testing.assert_close(torch.from_numpy(found)[kept], expected[kept], rtol=1e-3, atol=1e-4)
 
 
+def global_state():
+    """What of other libraries an export might change for the whole process."""
+    loggers = map(
+        logging.getLogger, ("", "torch.onnx", "onnxscript", "onnx_ir", "onnxruntime", "transformers")
+    )
+    found = [(logger.level, list(logger.handlers)) for logger in loggers]
+    return found, torch.get_num_threads(), torch.get_default_dtype(), dict(os.environ)
+
+
 @built
 def test_linear_maps_can_be_int8(small, tmp_path):
+    before, drawn = global_state(), torch.get_rng_state()
     path = export_folder(str(small), "onnx", tmp_path / "m.onnx", quantize_rest="int8")
+    assert global_state() == before
+    assert torch.equal(torch.get_rng_state(), drawn)
     kinds = [node.op_type for node in onnx.load(path).graph.node]
     assert kinds.count("CMM") == 2
     assert kinds.count("MatMulInteger") >= 8
@@ -73,6 +90,49 @@ def test_linear_maps_can_be_int8(small, tmp_path):
         expected = hub.load(str(small)).model(**inputs).logits
     error = (torch.from_numpy(found) - expected).norm() / expected.norm()
     assert 0 < error < 0.2
+
+
+@pytest.fixture(scope="module")
+def with_large_weights(small, tmp_path_factory):
+    """An exported file whose weights lie beside it, as those of a large model do."""
+    path = tmp_path_factory.mktemp("large") / "m.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_module, "LARGE", 0)
+        return export_folder(str(small), "onnx", path)
+
+
+@built
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_an_int8_file_leaves_nothing_in_float32_beside_it(
+    small, with_large_weights, tmp_path, monkeypatch, large
+):
+    """And what an earlier export has left there goes."""
+
+    def write(model, path, *, standard):
+        onnx.save(
+            onnx.load(with_large_weights), path, save_as_external_data=large, location=f"{path.name}.data"
+        )
+
+    shutil.copytree(with_large_weights.parent, tmp_path, dirs_exist_ok=True)
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert set(sizes) == {"m.onnx", "m.onnx.data"}
+    monkeypatch.setattr(export_module, "export_onnx", write)  # the exporter takes long, and wrote this before
+    path = export_folder(str(small), "onnx", tmp_path / "m.onnx", quantize_rest="int8", overwrite=True)
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    beside = {entry.value for w in weights for entry in w.external_data if entry.key == "location"}
+    assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", *beside}
+    assert bool(beside) is large
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 0.8 * sum(sizes.values())
+    (found,) = session(path, operator=True).run(None, arrays(batch()))
+    assert found.shape == (3, 21, 90)
+
+
+@built
+def test_large_weights_of_another_file_are_not_overwritten(small, tmp_path):
+    (tmp_path / "m.onnx.data").write_bytes(b"precious")
+    with pytest.raises(FFFError, match=r"m\.onnx\.data exists; choose another -o"):
+        export_folder(str(small), "onnx", tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx.data").read_bytes() == b"precious"
 
 
 @built

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import importlib
 import json
+import warnings
 
 import pytest
 import torch
@@ -129,6 +131,29 @@ def test_what_cannot_be_had_is_refused_and_nothing_changes(arguments, message):
     with pytest.raises(FFFError, match=message):
         fff.deploy(model, **arguments)
     assert model.a.inference is before
+
+
+def test_a_deployment_that_gradients_put_out_of_effect_is_said_once():
+    said = importlib.import_module("fffconvert.tree.layer")._say_that_a_deployment_has_no_effect
+    said.cache_clear()
+    model, x = fff.deploy(Two(), "reference", "int8").eval(), torch.randn(3, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad():
+            rounded = model(x)
+        Two().eval()(x)  # nobody counts on a deployment here,
+        model.train()(x)  # and training is meant to go on with the trees
+    model.eval()
+    with pytest.warns(UserWarning, match=r"as before the deployment; call it under torch.no_grad\(\)"):
+        plain = model(x)
+    assert not torch.equal(plain, rounded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
+        copy.deepcopy(model)(x)
+    said.cache_clear()
+    with pytest.warns(UserWarning, match="gradients are recorded"):
+        copy.deepcopy(model)(x)
 
 
 def test_a_model_without_layers_is_refused():

@@ -129,3 +129,13 @@ def test_from_python_a_folder_is_of_one_run(encoder: Path, text: Path, tmp_path:
     for other in ({"texts": texts[:-3]}, {"texts": texts, "seed": 1}):
         with pytest.raises(FFFError, match="holds checkpoints of another run"):
             run(**other)
+
+
+def test_one_process_for_several_gpus_is_refused_before_anything_is_done(
+    encoder: Path, text: Path, tmp_path: Path, monkeypatch
+):
+    """`nn.DataParallel` would split the three counts of a step among the GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(FFFError, match=r"found 2 GPUs and one process.*torchrun.*CUDA_VISIBLE_DEVICES=0"):
+        distill_model(encoder, recipe_of(text, GOALS), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,7 @@ def _own(settings: ModelBench) -> list[str]:
 
 def _prepare(folder: Path, values: dict[str, Any], settings: ModelBench, problems: list[str]) -> bool:
     """Write inputs and exported files; tells whether the model generates text."""
-    torch.manual_seed(0)  # random weights must be those of the processes
-    model = dense(values)
+    model = _seeded(dense, values)
     config: Any = model.config
     vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     for size in settings.sizes:
@@ -121,9 +120,15 @@ def _prepare(folder: Path, values: dict[str, Any], settings: ModelBench, problem
         _export(model, folder, "ort", wanted, problems)
     ours = [EXPORTED_TREES[name] for name in wanted if name in EXPORTED_TREES]
     if ours:
-        torch.manual_seed(0)
-        _export(trees(values), folder, "exported", ours, problems)
+        _export(_seeded(trees, values), folder, "exported", ours, problems)
     return "CausalLM" in type(model).__name__
+
+
+def _seeded(build: Callable[[dict[str, Any]], Any], values: dict[str, Any]) -> Any:
+    """Build a model whose random weights are those that the processes draw."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(values)
 
 
 def _export(model: Any, folder: Path, name: str, runtimes: Sequence[str], problems: list[str]) -> None:
