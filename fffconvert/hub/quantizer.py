@@ -13,7 +13,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -31,7 +31,6 @@ ALIGNMENT = 64
 _KEYS = ("quant_method", "schema_version", "fffconvert_version", "base_model", "modules", "deployment")
 
 
-@register_quantization_config(METHOD)
 class FFFConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """What a converted model's config says about its FFF layers.
 
@@ -90,7 +89,6 @@ class FFFConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return cls(**{key: config_dict[key] for key in _KEYS[1:] if key in config_dict})
 
 
-@register_quantizer(METHOD)
 class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
     """Puts FFF layers into a model that transformers is loading."""
 
@@ -148,3 +146,8 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
     def is_compileable(self) -> bool:
         """Converted models can be compiled."""
         return True
+
+
+# Not by the functions that register, which refuse a second time: modules may be imported again.
+AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = FFFConfig
+AUTO_QUANTIZER_MAPPING[METHOD] = FFFQuantizer

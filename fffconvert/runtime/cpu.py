@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,14 @@ from fffconvert.runtime import reference
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.backend import Backend
 from fffconvert.runtime.leaves import leaf_backward
-from fffconvert.runtime.ops import check_arguments, check_inference_arguments, split_inference_arguments
+from fffconvert.runtime.ops import (
+    check_arguments,
+    check_backward_arguments,
+    check_inference_arguments,
+    shapes,
+    split_inference_arguments,
+)
+from fffconvert.runtime.registration import kernel
 from fffconvert.runtime.weights import VECTORS, Scales, Weights
 
 INSTRUCTION_SET = "FFFCONVERT_INSTRUCTION_SET"
@@ -33,10 +40,9 @@ INSTRUCTION_SET = "FFFCONVERT_INSTRUCTION_SET"
 _ROW_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 IO_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Types of inputs that the kernels take."""
-_TREES = Weights._fields.index("leaf_in_weight")
-"""So many of the weights belong to the trees, the others to the leaf blocks."""
-_NO_BLOCKS = [None] * (len(Weights._fields) - _TREES)
-_ACTIVATIONS = {name: index for index, name in enumerate(ACTIVATIONS)}
+_TREES = Weights._fields[: Weights._fields.index("leaf_in_weight")]
+"""The weights that belong to the trees; the others belong to the leaf blocks."""
+_GRADIENTS = ("x", *_TREES)
 
 
 class _Rows(ctypes.Structure):
@@ -67,7 +73,7 @@ class _Layer(ctypes.Structure):
 class _Gradients(ctypes.Structure):
     """`fff_gradients` of native/cmm.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "in_weight", "in_bias", "out_weight", "constant")]
+    _fields_ = [(name, ctypes.c_void_p) for name in _GRADIENTS]
 
 
 @functools.cache
@@ -153,7 +159,12 @@ def _gomp_parallel() -> int | None:
 
 def takes(x: Tensor, weights: Weights) -> bool:
     """Whether the kernels compute this; warns once if that is for want of the library."""
-    if x.dtype not in IO_TYPES or weights.in_weight.dtype not in _ROW_TYPES:
+    return x.dtype in IO_TYPES and takes_rows(weights)
+
+
+def takes_rows(weights: Weights) -> bool:
+    """Whether the kernels compute with these, as `takes`."""
+    if weights.in_weight.dtype not in _ROW_TYPES:
         return False
     if library() is None:
         _warn_missing()
@@ -164,6 +175,39 @@ def takes(x: Tensor, weights: Weights) -> bool:
 @functools.cache
 def _warn_missing() -> None:
     warnings.warn(f"{MISSING}; until then plain torch computes, which is several times slower", stacklevel=2)
+
+
+def address(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int], row_stride: int | None = None
+) -> int:
+    """Where a tensor lies that native code reads or writes. All pointers for native code come from here.
+
+    Args:
+        name: What it is called in errors.
+        tensor: Any.
+        dtype: Type that the code takes it for.
+        shape: Shape that the code takes it for.
+        row_stride: Numbers between the rows of a matrix; None where it lies without gaps.
+
+    Raises:
+        FFFError: It is another kind of tensor than the code takes it for.
+    """
+    fits = (
+        tensor.dtype is dtype
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.shape == shape
+        and (tensor.is_contiguous() if row_stride is None else tensor.stride() == (row_stride, 1))
+        and not tensor.is_neg()
+    )
+    pointer = tensor.data_ptr() if fits else 0
+    if not pointer and not (fits and tensor.numel() == 0):
+        raise FFFError(
+            f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, "
+            f"{tensor.layout}{'' if fits else ', perhaps with gaps'}; expected {dtype} {list(shape)} in "
+            "memory of the CPU, without gaps: pass contiguous tensors of this type"
+        )
+    return pointer
 
 
 class PreparedLayer:
@@ -188,34 +232,40 @@ class PreparedLayer:
         self._forward, self._backward = lib.fff_forward, lib.fff_backward
         self._kept: list[Tensor] = []
         self.copied = False
+        self._shapes, self._levels = shapes(weights), weights.depth + 1
+        self._trees = len(weights.in_weight)
         self._d_in, self._d_out = weights.in_weight.shape[2], weights.out_weight.shape[2]
         self._square = self._d_in == self._d_out
         layer = self._layer = _Layer(
-            trees=weights.in_weight.shape[0],
+            trees=self._trees,
             depth=weights.depth,
             branches=weights.branches,
             leaf_width=0 if weights.leaf_out_weight is None else weights.leaf_out_weight.shape[2],
             d_in=self._d_in,
             d_out=self._d_out,
-            activation=_ACTIVATIONS[activation],
+            activation=ACTIVATIONS[activation].number,
             row_type=_ROW_TYPES[weights.in_weight.dtype],
-            bias=self._pointer(bias, torch.float32),
+            bias=self._pointer("bias", bias, torch.float32, (self._d_out,)),
         )
         for name, tensor in weights._asdict().items():
+            shape = self._shapes[name]
             if name in VECTORS:
-                setattr(layer, name, self._pointer(tensor, torch.float32))
+                setattr(layer, name, self._pointer(name, tensor, torch.float32, shape))
             else:
-                scale = self._pointer(getattr(scales, name), torch.float32)
-                setattr(layer, name, _Rows(self._pointer(tensor, weights.in_weight.dtype), scale))
+                scale = self._pointer(f"{name}_scale", getattr(scales, name), torch.float32, shape[:-1])
+                data = self._pointer(name, tensor, weights.in_weight.dtype, shape)
+                setattr(layer, name, _Rows(data, scale))
         self._address = ctypes.addressof(layer)
 
-    def _pointer(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:
+    def _pointer(
+        self, name: str, tensor: Tensor | None, dtype: torch.dtype, shape: Sequence[int]
+    ) -> int | None:
         if tensor is None:
             return None
-        own = tensor.detach().to(dtype).contiguous()
+        own = tensor.detach().to(dtype).resolve_neg().contiguous()
         self.copied |= own.data_ptr() != tensor.data_ptr()
         self._kept.append(own)
-        return own.data_ptr()
+        return address(name, own, dtype, shape)
 
     def takes(self, x: Tensor) -> bool:
         """Whether x lies on the CPU and has a type and width that fit."""
@@ -223,51 +273,77 @@ class PreparedLayer:
 
     def __call__(self, x: Tensor, logits: Tensor | None = None, leaf: Tensor | None = None) -> Tensor:
         """Compute y: [..., d_out] from x: [..., d_in]; fill `logits` and `leaf` where they are given."""
-        stride = self._d_in
+        stride, dtype = None, x.dtype
         if not x.is_contiguous():
             if x.dim() == 2 and x.stride(1) == 1:
                 stride = x.stride(0)
             else:
                 x = x.contiguous()
-        alike = self._square and stride == self._d_in
-        y = torch.empty_like(x) if alike else x.new_empty((*x.shape[:-1], self._d_out))
+        shape, tokens = (*x.shape[:-1], self._d_out), x.numel() // self._d_in
+        y = torch.empty_like(x) if self._square and stride is None else x.new_empty(shape)
+        visits = (tokens, self._trees)
         self._forward(
             self._address,
-            x.data_ptr(),
-            stride,
-            x.numel() // self._d_in,
-            y.data_ptr(),
-            IO_TYPES[x.dtype],
-            None if logits is None else logits.data_ptr(),
-            None if leaf is None else leaf.data_ptr(),
+            address("x", x, dtype, (*x.shape[:-1], self._d_in), stride),
+            self._d_in if stride is None else stride,
+            tokens,
+            address("y", y, dtype, shape),
+            IO_TYPES[dtype],
+            None if logits is None else address("logits", logits, torch.float32, (*visits, self._levels)),
+            None if leaf is None else address("leaf", leaf, torch.int64, visits),
             torch.get_num_threads(),
         )
         return y
 
-    def backward(self, arguments: Sequence[Tensor], tokens: int, gradients: Sequence[Tensor]) -> None:
+    def backward(
+        self,
+        grad_y: Tensor,
+        grad_logits: Tensor,
+        x: Tensor,
+        logits: Tensor,
+        leaf: Tensor,
+        gradients: Mapping[str, Tensor],
+    ) -> None:
         """Add the gradients along the paths taken to `gradients`.
 
         Args:
-            arguments: grad_y, grad_logits, x, logits and leaf, all contiguous.
-            tokens: How many.
+            grad_y: [tokens, d_out]; this and all that follow are contiguous.
+            grad_logits: [tokens, T, D + 1]
+            x: [tokens, d_in]
+            logits: [tokens, T, D + 1], from the forward pass.
+            leaf: [tokens, T], from the forward pass.
             gradients: Of x, and, if asked for, of each of the weights there are; the latter hold zeros.
+
+        Raises:
+            FFFError: There is no such leaf, or a tensor is not what the library takes it for.
         """
-        grad_y, grad_logits, x, logits, leaf = (tensor.data_ptr() for tensor in arguments)
-        results = _Gradients(*(tensor.data_ptr() for tensor in gradients))
+        tokens, leaves = len(x), self._shapes["leaf_constant"][1]
+        if tokens and not 0 <= leaf.min() <= leaf.max() < leaves:
+            raise FFFError(f"leaf is {int(leaf.min())} to {int(leaf.max())}; expected 0 to {leaves - 1}")
+        visits = (tokens, self._trees)
+        found = {"x": (tokens, self._d_in), **self._shapes}
+        results = _Gradients(
+            *(
+                address(f"gradient of {name}", gradients[name], torch.float32, found[name])
+                if name in gradients
+                else None
+                for name in _GRADIENTS
+            )
+        )
         self._backward(
             self._address,
-            grad_y,
-            grad_logits,
-            x,
+            address("grad_y", grad_y, torch.float32, (tokens, self._d_out)),
+            address("grad_logits", grad_logits, torch.float32, (*visits, self._levels)),
+            address("x", x, torch.float32, (tokens, self._d_in)),
             tokens,
-            logits,
-            leaf,
+            address("logits", logits, torch.float32, (*visits, self._levels)),
+            address("leaf", leaf, torch.int64, visits),
             ctypes.addressof(results),
             torch.get_num_threads(),
         )
 
 
-@torch.library.impl("fffconvert::cmm", "cpu")
+@kernel("cmm", "cpu")
 def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, activation = rest
     weights = Weights(*tensors)
@@ -276,13 +352,13 @@ def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast("cpu", enabled=False):
             return reference.forward(x, weights, activation)
     visits = (x.shape[0], weights.in_weight.shape[0])
-    logits = torch.empty(*visits, weights.depth + 1)
-    leaf = torch.empty(visits, dtype=torch.int64)
+    logits = x.new_empty(*visits, weights.depth + 1, dtype=torch.float32)
+    leaf = x.new_empty(visits, dtype=torch.int64)
     y = PreparedLayer(None, weights, Scales(), activation)(x, logits, leaf)
     return y, logits, leaf
 
 
-@torch.library.impl("fffconvert::cmm_inference", "cpu")
+@kernel("cmm_inference", "cpu")
 def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
     weights, scales, activation = split_inference_arguments(rest)
     check_inference_arguments(x, bias, weights, scales, activation)
@@ -292,20 +368,29 @@ def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
     return PreparedLayer(bias, weights, scales, activation)(x)
 
 
-@torch.library.impl("fffconvert::cmm_backward", "cpu")
+@kernel("cmm_backward", "cpu")
 def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
     *tensors, logits, leaf, activation, rows = rest
     weights = Weights(*tensors)
-    float32 = x.dtype == weights.in_weight.dtype == grad_y.dtype == torch.float32
-    if not float32 or not takes(x, weights):
+    check_backward_arguments(grad_y, grad_logits, x, weights, logits, leaf, activation)
+    given = (grad_y, grad_logits, x, weights.in_weight, logits)
+    if any(tensor.dtype != torch.float32 for tensor in given) or not takes(x, weights):
         with torch.autocast("cpu", enabled=False):
             return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation, rows=rows)
-    grad_x = torch.empty(x.shape)
-    grads = Weights._make(None if w is None else torch.zeros(w.shape) for w in weights) if rows else None
-    arguments = [tensor.contiguous() for tensor in (grad_y, grad_logits, x, logits, leaf)]
-    trees = Weights._make([*weights[:_TREES], *_NO_BLOCKS])
-    results = [grad_x, *(grad for grad in (grads or ())[:_TREES] if grad is not None)]
-    PreparedLayer(None, trees, Scales(), activation).backward(arguments, len(x), results)
+    grad_x = x.new_empty(x.shape)
+    grads = Weights._make(None if w is None else w.new_zeros(w.shape) for w in weights) if rows else None
+    results = {"x": grad_x}
+    if grads is not None:
+        results |= {name: grad for name in _TREES if (grad := getattr(grads, name)) is not None}
+    trees = Weights(**{name: getattr(weights, name) for name in _TREES})
+    PreparedLayer(None, trees, Scales(), activation).backward(
+        grad_y.contiguous(),
+        grad_logits.contiguous(),
+        x.contiguous(),
+        logits.contiguous(),
+        leaf.contiguous(),
+        results,
+    )
     with torch.autocast("cpu", enabled=False):
         leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
     return [grad_x, *(grad for grad in grads or () if grad is not None)]

@@ -25,6 +25,7 @@ from fffconvert.runtime.cupy_steps import (
     token_forward,
     walk,
 )
+from fffconvert.runtime.registration import kernel
 from fffconvert.runtime.weights import Scales, Weights
 
 FEW_TOKENS = 1024
@@ -40,8 +41,9 @@ def register() -> None:
     """
     if torch.version.cuda is None or importlib.util.find_spec("cupy") is None:
         return
-    for name, kernel in (("cmm", _cmm), ("cmm_backward", _cmm_backward), ("cmm_inference", _cmm_inference)):
-        torch.library.impl(f"fffconvert::{name}", "cuda", kernel)
+    kernel("cmm", "cuda")(_cmm)
+    kernel("cmm_backward", "cuda")(_cmm_backward)
+    kernel("cmm_inference", "cuda")(_cmm_inference)
 
 
 def covers(x: Tensor, weights: Weights, bias: Tensor | None = None) -> bool:
@@ -167,6 +169,7 @@ def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
     *tensors, logits, leaf, activation, rows = rest
     weights = Weights(*tensors)
+    ops.check_backward_arguments(grad_y, grad_logits, x, weights, logits, leaf, activation)
     run = backward if status().available and covers(x, weights) else reference.backward
     with torch.autocast(x.device.type, enabled=False):
         return run(grad_y, grad_logits, x, weights, logits, leaf, activation, rows=rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from fffconvert.errors import FFFError
 
 FOLDER = Path(__file__).parent / "kernels"
 FILES = (
@@ -38,6 +42,20 @@ TOP_LEVELS = 6
 """Levels between two sorts of the tokens; 63 nodes fill a tile of tensor cores."""
 
 _ROWS = np.dtype((np.void, 64))
+_COMPILING = threading.Lock()
+
+_X, _ROW, _ANY, _FLOAT, _LONG = "x", "row", "any", (torch.float32,), (torch.int64,)
+_TENSORS: dict[str, tuple[str | tuple[torch.dtype, ...], ...]] = {
+    "token_forward": (_X, _X, _FLOAT, _LONG, _ANY),
+    "top_levels": (_X, _FLOAT, _LONG),
+    "walk_tiles": (_X, _FLOAT, _LONG, _LONG),
+    "dot_rows": (_X, _FLOAT, _LONG, _LONG),
+    "dot_leaves": (_X, _FLOAT, _LONG, _LONG),
+    "sum_rows": (_FLOAT, _X, _LONG, _LONG, _FLOAT, _FLOAT, _ANY),
+    "sum_runs": (_X, _FLOAT, _LONG, _LONG, _ROW, _FLOAT, _FLOAT),
+    "join_runs": (_LONG, _LONG, _ROW, _FLOAT, _FLOAT),
+}
+"""The types of the tensors that a kernel takes, in their order; absent ones count."""
 
 
 class Build(NamedTuple):
@@ -143,6 +161,11 @@ def rows_argument(
     if weight is None:
         fields = [0] * 8
     else:
+        if scale is not None and (scale.dtype != torch.float32 or scale.device != weight.device):
+            raise FFFError(
+                f"a scale is {scale.dtype} on {scale.device}; expected torch.float32 on {weight.device}: "
+                "store the rows anew"
+            )
         width = weight.shape[-1]
         per_tree = weight[0].numel() // width
         bias_type = 0 if bias is None else FLOATS.index(bias.dtype)
@@ -175,15 +198,50 @@ def launch(
         arguments: Tensors (as pointers), `Rows`, and integers of 64 bits.
         shared: Dynamic shared memory, in bytes.
     """
+    _check_tensors(device, build, name, arguments)
     values = tuple(pointer(a) if a is None or isinstance(a, Tensor) else a for a in arguments)
     cuda, index = _cupy().cuda, device.index or 0
     with cuda.Device(index), cuda.Stream.from_external(_Stream(_stream(device))):
         _kernel(index, build, name)(grid, (threads,), values, shared_mem=shared)
 
 
-@cache
+def _check_tensors(
+    device: torch.device,
+    build: Build,
+    name: str,
+    arguments: Sequence[Tensor | np.ndarray[Any, Any] | int | None],
+) -> None:
+    """Hold all tensors of a launch against what the kernel takes them for.
+
+    Raises:
+        FFFError: One is of another type or device, or has gaps.
+    """
+    wanted = {_X: (build.x,), _ROW: (build.row,), _ANY: FLOATS}
+    tensors = [(i, a) for i, a in enumerate(arguments) if a is None or isinstance(a, Tensor)]
+    for (i, tensor), kind in zip(tensors, _TENSORS[name], strict=True):
+        dtypes = kind if isinstance(kind, tuple) else wanted[kind]
+        if tensor is None or (
+            tensor.dtype in dtypes
+            and tensor.device == device
+            and tensor.is_contiguous()
+            and not tensor.is_neg()
+        ):
+            continue
+        gaps = "" if tensor.is_contiguous() else " with gaps"
+        raise FFFError(
+            f"argument {i} of {name} is {tensor.dtype}{gaps} on {tensor.device}; expected "
+            f"{' or '.join(map(str, dtypes))} without gaps on {device}: pass tensors of one layer's types"
+        )
+
+
 def _kernel(index: int, build: Build, name: str) -> Any:
-    """Compile, or take from CuPy's cache on disk; called with the device current."""
+    """Compile once, or take from CuPy's cache on disk; called with the device current."""
+    with _COMPILING:
+        return _compiled(index, build, name)
+
+
+@cache
+def _compiled(index: int, build: Build, name: str) -> Any:
     kernel = _module(index, build).get_function(name)
     if name in ("walk_tiles", "dot_rows"):
         kernel.max_dynamic_shared_size_bytes = card(torch.device("cuda", index)).shared_bytes

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fffconvert.errors import FFFError
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.cupy_kernels import (
     CHUNK,
@@ -103,6 +104,11 @@ def layer_for(x: Tensor, weights: Weights, scales: Scales, activation: str, *oth
         for name, (branches, count) in shapes.items()
     }
     read = tuple(tensors[name] for name in shapes)
+    odd = next((t.dtype for t in read if t is not None and t.dtype != weights.in_weight.dtype), None)
+    if odd is not None:
+        raise FFFError(
+            f"rows are {odd}; expected {weights.in_weight.dtype} as in_weight: store them in one type"
+        )
     return Layer(
         build=build_for(x, weights.in_weight, (x, *read, *others)),
         device=x.device,

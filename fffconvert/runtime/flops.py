@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 import fffconvert.runtime.ops  # noqa: F401 (it defines the ops)
 from fffconvert.runtime.weights import Weights
 
 Shape = Sequence[int]
+
+for _op in (torch.ops.fffconvert.cmm, torch.ops.fffconvert.cmm_inference):
+    flop_registry.pop(_op, None)  # registered before, where modules are imported again
 
 
 @register_flop_formula(torch.ops.fffconvert.cmm)

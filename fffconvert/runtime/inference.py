@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fffconvert.runtime import cpu, reference
 from fffconvert.runtime.int8_linear import int8_trunk
-from fffconvert.runtime.ops import cmm_inference
+from fffconvert.runtime.ops import check_layer, cmm_inference
 from fffconvert.runtime.rows import store_rows
 from fffconvert.runtime.walk import walk
 from fffconvert.runtime.weights import Scales, Weights
+
+
+class _Prepared(NamedTuple):
+    """What was prepared for one state of the parameters; never changed, so that a call uses one or the other.
+
+    Attributes:
+        addresses: Where the parameters lay.
+        versions: How often each had been written to; None where nothing was copied, so that writes show.
+        rows: The weights as they are stored, with the scales of int8 rows.
+        own: Whether the rows are copies in another type.
+        native: The kernels' form; None where they do not run.
+    """
+
+    addresses: list[int]
+    versions: list[int] | None
+    rows: tuple[Weights, Scales]
+    own: bool
+    native: cpu.PreparedLayer | None
 
 
 class Inference:
@@ -24,6 +43,7 @@ class Inference:
     the parameters' own type are read where they lie, others are stored again when a parameter has changed.
     Writing in place through `parameter.data` (`p.data.mul_(2)`) is a change that torch does not count, so it
     goes unnoticed until the layer is told to `forget`: by `train`, `eval`, `to`, `load_state_dict`, `deploy`.
+    Calls may come from several threads at once.
 
     Args:
         backend: "auto" for the best that takes a call's tensors, "reference", "standard" for operators that
@@ -47,10 +67,8 @@ class Inference:
         self.dense = dense
         self.trunk = trunk
         self.deployed = deployed
-        self._state: list[int] = []
-        self._copied = False
-        self._stored: tuple[Weights, Scales] | None = None
-        self._native: cpu.PreparedLayer | None = None
+        self._prepared: _Prepared | None = None
+        self._preparing = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Inference, (self.backend, self.dtype, self.dense, self.trunk, self.deployed)
@@ -58,12 +76,13 @@ class Inference:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the rows that are stored in another type than the parameters' own."""
-        tensors = chain(*self._stored) if self._stored is not None else ()
+        prepared = self._prepared
+        tensors = chain(*prepared.rows) if prepared is not None and prepared.own else ()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
     def forget(self) -> None:
         """Prepare anew at the next call, from the parameters as they are then."""
-        self._state, self._stored, self._native = [], None, None
+        self._prepared = None
 
     def __call__(
         self,
@@ -87,50 +106,74 @@ class Inference:
             result: Tensor = self.dense(x)
             return result
         if _eager(x):
-            if self._state_of(parameters) != self._state:
-                self._prepare(x, parameters, *weights(), activation)
-                self._state = self._state_of(parameters)
-            if self._native is not None and self._native.takes(x):
-                return self._native(x)
+            native = self._current(parameters, weights, activation).native
+            if native is not None and native.takes(x):
+                return native(x)
         return self._through_op(x, *weights(), activation)
 
-    def _state_of(self, parameters: Mapping[str, Tensor | None]) -> list[int]:
-        """Differs when a parameter lies elsewhere, and, where copies were made, when one was written to."""
+    def _current(
+        self,
+        parameters: Mapping[str, Tensor | None],
+        weights: Callable[[], tuple[Weights, Tensor]],
+        activation: str,
+    ) -> _Prepared:
+        """What is prepared for the parameters as they are now; one thread prepares, others wait for it."""
         present = [p for p in parameters.values() if p is not None]
-        state = [p.data_ptr() for p in present]
-        if self._copied:
-            state += [0 if p.is_inference() else p._version for p in present]
-        return state
+        prepared = self._prepared
+        if prepared is None or not _holds(prepared, present):
+            with self._preparing:
+                prepared = self._prepared
+                if prepared is None or not _holds(prepared, present):
+                    prepared = self._prepare(parameters, present, *weights(), activation)
+                    self._prepared = prepared
+        return prepared
 
     def _prepare(
         self,
-        x: Tensor,
         parameters: Mapping[str, Tensor | None],
+        present: list[Tensor],
         weights: Weights,
         bias: Tensor,
         activation: str,
-    ) -> None:
-        self.forget()
-        stored, scales = self._rows(weights)
+    ) -> _Prepared:
+        # Read first: what is written meanwhile is then seen by the next call.
+        addresses, versions = [p.data_ptr() for p in present], _versions(present)
+        dtype = self.dtype or weights.in_weight.dtype
+        own = dtype != weights.in_weight.dtype
+        stored, scales = store_rows(weights, dtype) if own else (weights, Scales())
         if self.trunk is not None:
             self.trunk = int8_trunk(parameters["fff_trunk_in"], parameters["fff_trunk_out"])
-        self._copied = self._stored is not None or self.trunk is not None
-        if self.backend == "auto" and all(w is None or w.is_cpu for w in stored) and cpu.takes(x, stored):
-            self._native = cpu.PreparedLayer(bias, stored, scales, activation)
-            self._copied |= self._native.copied
+        native, on_cpu = None, all(tensor is None or tensor.is_cpu for tensor in (bias, *weights))
+        if self.backend == "auto" and on_cpu and cpu.takes_rows(stored):
+            check_layer(bias, stored, scales, activation)
+            native = cpu.PreparedLayer(bias, stored, scales, activation)
+        copied = own or self.trunk is not None or (native is not None and native.copied)
+        return _Prepared(addresses, versions if copied else None, (stored, scales), own, native)
 
     def _rows(self, weights: Weights) -> tuple[Weights, Scales]:
         if self.dtype is None or self.dtype == weights.in_weight.dtype:
             return weights, Scales()
-        if self._stored is None or self._stored[0].in_weight.device != weights.in_weight.device:
-            self._stored = store_rows(weights, self.dtype)
-        return self._stored
+        prepared = self._prepared
+        if prepared is None or prepared.rows[0].in_weight.device != weights.in_weight.device:
+            return store_rows(weights, self.dtype)
+        return prepared.rows
 
     def _through_op(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
         stored, scales = self._rows(weights)
         compute = {"reference": reference.inference, "standard": walk}.get(self.backend, cmm_inference)
         return compute(tokens, bias, stored, scales, activation).view(*x.shape[:-1], len(bias))
+
+
+def _holds(prepared: _Prepared, present: list[Tensor]) -> bool:
+    """Whether no parameter lies elsewhere, or, where copies were made, was written to."""
+    if prepared.addresses != [p.data_ptr() for p in present]:
+        return False
+    return prepared.versions is None or prepared.versions == _versions(present)
+
+
+def _versions(present: list[Tensor]) -> list[int]:
+    return [0 if p.is_inference() else p._version for p in present]
 
 
 def _eager(

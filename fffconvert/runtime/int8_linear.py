@@ -128,7 +128,10 @@ class Together:
     """
 
     def __init__(self, maps: Sequence[Int8Linear]) -> None:
-        biases = [torch.zeros(m.out_features) if m.bias is None else m.bias.float() for m in maps]
+        biases = [
+            torch.zeros(m.out_features, dtype=torch.float32) if m.bias is None else m.bias.float()
+            for m in maps
+        ]
         weight = torch.cat([m.weight for m in maps])
         self._all = Int8Linear(weight, torch.cat(biases) if any(b.any() for b in biases) else None)
         self._sizes = [m.out_features for m in maps]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fffconvert.runtime import reference
+from fffconvert.runtime import reference, registration
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.weights import VECTORS, Scales, Weights
 
@@ -80,13 +80,25 @@ def check_arguments(x: Tensor, weights: Weights, activation: str) -> None:
         len(dtypes) == 1 and weights.in_weight.is_floating_point() and x.is_floating_point(),
         lambda: f"x is {x.dtype}, weights are {', '.join(dtypes)}; expected one floating point dtype each",
     )
-    _check_structure(x, weights, activation)
+    _check_structure(weights, activation)
+    _check_tokens(x, weights)
 
 
 def check_inference_arguments(
     x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str
 ) -> None:
     """Hold the arguments of `cmm_inference` against the op's rules; every kernel starts with this.
+
+    Raises:
+        RuntimeError: A rule is broken; the message says what was found and what was expected.
+    """
+    check_layer(bias, weights, scales, activation)
+    _rule(x.is_floating_point(), lambda: f"x is {x.dtype}; expected floating point")
+    _check_tokens(x, weights)
+
+
+def check_layer(bias: Tensor, weights: Weights, scales: Scales, activation: str) -> None:
+    """Hold all arguments of `cmm_inference` but the tokens against the op's rules.
 
     Raises:
         RuntimeError: A rule is broken; the message says what was found and what was expected.
@@ -100,14 +112,42 @@ def check_inference_arguments(
         lambda: f"rows are {', '.join(dtypes)}; expected one floating point dtype, or int8",
     )
     _rule(
-        all(tensor.is_floating_point() for tensor in (x, bias, *vectors.values())),
-        lambda: f"x is {x.dtype}, bias is {bias.dtype}; expected floating point, and so for all vectors",
+        all(tensor.is_floating_point() for tensor in (bias, *vectors.values())),
+        lambda: f"bias is {bias.dtype}; expected floating point, and so for all vectors",
     )
-    _check_structure(x, weights, activation)
+    _check_structure(weights, activation)
     d_out = weights.out_weight.shape[2]
     _check_shape("bias", bias, f"[{d_out}]", bias.shape == (d_out,))
     for name, scale in scales._asdict().items():
         _check_scale(name, scale, rows[name] if integer and name in rows else None)
+
+
+def check_backward_arguments(
+    grad_y: Tensor,
+    grad_logits: Tensor,
+    x: Tensor,
+    weights: Weights,
+    logits: Tensor,
+    leaf: Tensor,
+    activation: str,
+) -> None:
+    """Hold the arguments of `cmm_backward` against the op's rules; every kernel starts with this.
+
+    Raises:
+        RuntimeError: A rule is broken; the message says what was found and what was expected.
+    """
+    check_arguments(x, weights, activation)
+    visits = (x.shape[0], weights.in_weight.shape[0])
+    levels = (*visits, weights.depth + 1)
+    _check_shape("leaf", leaf, f"{list(visits)} in int64", leaf.shape == visits and leaf.dtype == torch.int64)
+    floating = {
+        "grad_y": (grad_y, (x.shape[0], weights.out_weight.shape[2])),
+        "grad_logits": (grad_logits, levels),
+        "logits": (logits, levels),
+    }
+    for name, (tensor, shape) in floating.items():
+        fits = tensor.shape == shape and tensor.is_floating_point()
+        _check_shape(name, tensor, f"{list(shape)} in floating point", fits)
 
 
 def _check_scale(name: str, scale: Tensor | None, rows: Tensor | None) -> None:
@@ -125,7 +165,32 @@ def _check_scale(name: str, scale: Tensor | None, rows: Tensor | None) -> None:
         _check_shape(f"{name}_scale", scale, f"{list(shape)} in float32", fits)
 
 
-def _check_structure(x: Tensor, weights: Weights, activation: str) -> None:
+def _check_tokens(x: Tensor, weights: Weights) -> None:
+    d_in = weights.in_weight.shape[2]
+    _check_shape("x", x, f"[tokens, {d_in}]", x.dim() == 2 and x.shape[1] == d_in)
+
+
+def shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    """The shape that each field of the weights must have beside the input and output rows there are."""
+    trees, nodes, d_in = weights.in_weight.shape
+    rows, d_out = weights.out_weight.shape[1:]
+    leaves = nodes + 1
+    width = weights.leaf_out_weight.shape[2] if weights.leaf_out_weight is not None else 0
+    return {
+        "in_weight": (trees, nodes, d_in),
+        "in_bias": (trees, nodes),
+        "out_weight": (trees, 2 * nodes if rows == 2 * nodes else nodes, d_out),
+        "leaf_constant": (trees, leaves, d_out),
+        "leaf_in_weight": (trees, leaves, width, d_in),
+        "leaf_in_bias": (trees, leaves, width),
+        "leaf_gate_weight": (trees, leaves, width, d_in),
+        "leaf_gate_bias": (trees, leaves, width),
+        "leaf_out_weight": (trees, leaves, width, d_out),
+        "leaf_threshold": (trees, leaves, width),
+    }
+
+
+def _check_structure(weights: Weights, activation: str) -> None:
     """Hold shapes against one another."""
     _rule(activation in ACTIVATIONS, lambda: f"unknown activation {activation!r}")
     tensors = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
@@ -142,24 +207,9 @@ def _check_structure(x: Tensor, weights: Weights, activation: str) -> None:
         if name in tensors:
             _check_shape(name, tensors[name], f"{rank} axes", tensors[name].dim() == rank)
     trees, nodes, d_in = weights.in_weight.shape
-    leaves = nodes + 1
-    complete = nodes > 0 and nodes & leaves == 0
+    complete = trees > 0 and d_in > 0 and nodes > 0 and nodes & (nodes + 1) == 0
     _check_shape("in_weight", weights.in_weight, "[T, 2^(D + 1) - 1, d_in]", complete)
-    _check_shape("x", x, f"[tokens, {d_in}]", x.dim() == 2 and x.shape[1] == d_in)
-    rows, d_out = weights.out_weight.shape[1:]
-    width = weights.leaf_out_weight.shape[2] if weights.leaf_out_weight is not None else 0
-    shapes = {
-        "in_bias": (trees, nodes),
-        "out_weight": (trees, 2 * nodes if rows == 2 * nodes else nodes, d_out),
-        "leaf_constant": (trees, leaves, d_out),
-        "leaf_in_weight": (trees, leaves, width, d_in),
-        "leaf_in_bias": (trees, leaves, width),
-        "leaf_gate_weight": (trees, leaves, width, d_in),
-        "leaf_gate_bias": (trees, leaves, width),
-        "leaf_out_weight": (trees, leaves, width, d_out),
-        "leaf_threshold": (trees, leaves, width),
-    }
-    for name, shape in shapes.items():
+    for name, shape in shapes(weights).items():
         if name in tensors:
             _check_shape(name, tensors[name], str(list(shape)), tensors[name].shape == shape)
 
@@ -172,12 +222,12 @@ def _rule(holds: bool, message: Callable[[], str]) -> None:
     torch._check(holds, lambda: f"fffconvert::cmm: {message()}")  # type: ignore[no-untyped-call]
 
 
-torch.library.define(
-    "fffconvert::cmm", f"(Tensor x, {_WEIGHTS}, str activation) -> (Tensor y, Tensor logits, Tensor leaf)"
+registration.define(
+    "cmm", f"(Tensor x, {_WEIGHTS}, str activation) -> (Tensor y, Tensor logits, Tensor leaf)"
 )
 
 
-@torch.library.register_fake("fffconvert::cmm")  # type: ignore[untyped-decorator]
+@registration.fake("cmm")
 def _cmm_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, activation = rest
     weights = Weights(*tensors)
@@ -188,7 +238,7 @@ def _cmm_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, logits, x.new_empty(visits, dtype=torch.int64)
 
 
-@torch.library.impl("fffconvert::cmm", "default")
+@registration.kernel("cmm", "default")
 def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, activation = rest
     weights = Weights(*tensors)
@@ -197,26 +247,29 @@ def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         return reference.forward(x, weights, activation)
 
 
-torch.library.define(
-    "fffconvert::cmm_backward",
+registration.define(
+    "cmm_backward",
     f"(Tensor grad_y, Tensor grad_logits, Tensor x, {_WEIGHTS}, Tensor logits, Tensor leaf, "
     "str activation, bool rows) -> Tensor[]",
 )
 
 
-@torch.library.register_fake("fffconvert::cmm_backward")  # type: ignore[untyped-decorator]
+@registration.fake("cmm_backward")
 def _cmm_backward_fake(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    *weights, _logits, _leaf, _activation, rows = rest
+    *tensors, logits, leaf, activation, rows = rest
+    weights = Weights(*tensors)
+    check_backward_arguments(grad_y, grad_logits, x, weights, logits, leaf, activation)
     return [
         tensor.new_empty(tensor.shape) for tensor in (x, *(weights if rows else ())) if tensor is not None
     ]
 
 
-@torch.library.impl("fffconvert::cmm_backward", "default")
+@registration.kernel("cmm_backward", "default")
 def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
     *tensors, logits, leaf, activation, rows = rest
+    weights = Weights(*tensors)
+    check_backward_arguments(grad_y, grad_logits, x, weights, logits, leaf, activation)
     with torch.autocast(x.device.type, enabled=False):
-        weights = Weights(*tensors)
         return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation, rows=rows)
 
 
@@ -248,18 +301,18 @@ def gradients(
     return [first, *(next(rest) if rows and weight is not None else None for weight in weights)]
 
 
-torch.library.register_autograd("fffconvert::cmm", _differentiate, setup_context=_save)
+registration.autograd("cmm", _differentiate, _save)
 
 
 def _refuse(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("cmm can be differentiated only once")
 
 
-torch.library.register_autograd("fffconvert::cmm_backward", _refuse)
+registration.autograd("cmm_backward", _refuse)
 
 
-torch.library.define(
-    "fffconvert::cmm_inference", f"(Tensor x, Tensor bias, {_WEIGHTS}, {_SCALES}, str activation) -> Tensor"
+registration.define(
+    "cmm_inference", f"(Tensor x, Tensor bias, {_WEIGHTS}, {_SCALES}, str activation) -> Tensor"
 )
 
 
@@ -270,14 +323,14 @@ def split_inference_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Scal
     return Weights(*tensors[:count]), Scales(*tensors[count:]), activation
 
 
-@torch.library.register_fake("fffconvert::cmm_inference")  # type: ignore[untyped-decorator]
+@registration.fake("cmm_inference")
 def _cmm_inference_fake(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
     weights, scales, activation = split_inference_arguments(rest)
     check_inference_arguments(x, bias, weights, scales, activation)
     return x.new_empty(x.shape[0], weights.out_weight.shape[2])
 
 
-@torch.library.impl("fffconvert::cmm_inference", "default")
+@registration.kernel("cmm_inference", "default")
 def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
     weights, scales, activation = split_inference_arguments(rest)
     check_inference_arguments(x, bias, weights, scales, activation)

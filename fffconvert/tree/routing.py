@@ -68,7 +68,8 @@ class TrainingRouting:
     def _hard(self, x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
         if not self.leak:
             return cmm(x, weights, activation)
-        turned = torch.rand(len(x), len(weights.in_weight), weights.depth + 1, device=x.device) < self.leak
+        visited = (len(x), len(weights.in_weight), weights.depth + 1)
+        turned = torch.rand(visited, device=x.device, dtype=torch.float32) < self.leak
         y, logits, leaf = _Leaking.apply(x, turned, activation, *weights)  # type: ignore[no-untyped-call]
         return y, logits, leaf
 

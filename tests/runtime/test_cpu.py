@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,19 +23,14 @@ from fffconvert.errors import FFFError
 from fffconvert.runtime import ACTIVATIONS, Scales, Weights, cmm, cmm_inference, cpu, reference
 from fffconvert.runtime.rows import ROW_DTYPES, store_rows
 
-pytestmark = pytest.mark.skipif(cpu.library() is None, reason="the native library was not built")
+pytestmark = [
+    pytest.mark.skipif(cpu.library() is None, reason="the native library was not built"),
+    pytest.mark.usefixtures("instruction_set"),
+]
 variants = pytest.mark.parametrize("variant", (VARIANTS | SPARSE).values(), ids=VARIANTS | SPARSE)
 row_types = pytest.mark.parametrize("row_type", ROW_DTYPES.values(), ids=ROW_DTYPES)
 EPS = torch.finfo(torch.float32).eps
 SENTINEL = 12345.0
-
-
-@pytest.fixture(autouse=True, params=cpu.instruction_sets())
-def instruction_set(request):
-    before = cpu.instruction_set()
-    cpu.use_instruction_set(request.param)
-    yield request.param
-    cpu.use_instruction_set(before)
 
 
 @pytest.fixture
@@ -180,6 +177,55 @@ def test_nothing_is_written_past_the_outputs(variant):
             assert (tensor[0] == sentinel).all()
             assert (tensor[-1] == sentinel).all()
             assert not (tensor[1:-1] == sentinel).any()
+
+
+POINTERS = {
+    "type": (lambda t: t.double(), "x is torch.float64"),
+    "shape": (lambda t: t[:, :5], r"x is torch.float32 \[4, 5\]"),
+    "gaps": (lambda t: torch.cat([t, t], 1)[:, :6], "perhaps with gaps"),
+    "device": (lambda t: t.to("meta"), "on meta"),
+    "layout": (lambda t: t.to_sparse(), "torch.sparse_coo"),
+    "negation": (lambda t: torch._neg_view(t), "perhaps with gaps"),
+}
+
+
+@pytest.mark.parametrize(("change", "found"), POINTERS.values(), ids=POINTERS)
+def test_native_code_gets_no_pointer_to_another_kind_of_tensor(change, found):
+    with pytest.raises(FFFError, match=f"{found}.*expected torch.float32"):
+        cpu.address("x", change(torch.randn(4, 6)), torch.float32, (4, 6))
+
+
+def test_memory_that_was_given_back_is_refused():
+    x = torch.randn(4, 6)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(FFFError, match=r"expected torch\.float32"):
+        cpu.address("x", x, torch.float32, (4, 6))
+
+
+def test_pointers_come_from_one_place():
+    tree = ast.parse(Path(cpu.__file__).read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    takers = {f.name for f in functions if "data_ptr" in ast.unparse(f)}
+    assert takers == {"address", "_pointer"}  # the second compares two, to see whether something was copied
+
+
+BACKWARD = {
+    "grad_y": ("grad_y", lambda t: t[:, :3], r"grad_y is \[9, 3\]; expected \[9, 4\]"),
+    "grad_logits": ("grad_logits", lambda t: t[:5], r"grad_logits is \[5, 2, 4\]"),
+    "logits": ("logits", lambda t: t[..., :2], r"logits is \[9, 2, 2\]; expected \[9, 2, 4\]"),
+    "type of leaf": ("leaf", lambda t: t.int(), "leaf is .* in int64"),
+    "leaf": ("leaf", lambda t: t + 16, "leaf is 1[6-9] to .*; expected 0 to 15"),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BACKWARD.values(), ids=BACKWARD)
+def test_backward_reads_nothing_outside_its_arguments(name, change, message):
+    x, weights = draw_normals(9, d_in=5, d_out=4, trees=2, depth=3)
+    y, logits, leaf = cmm(x, weights, "gelu")
+    given = {"grad_y": y, "grad_logits": logits, "x": x, **weights._asdict(), "logits": logits, "leaf": leaf}
+    given[name] = change(given[name])
+    with pytest.raises((RuntimeError, FFFError), match=message):
+        torch.ops.fffconvert.cmm_backward(*given.values(), "gelu", True)
 
 
 def test_inputs_may_have_strides(no_reference):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,11 +16,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from zoo.reference import normals
 
 from fffconvert.plan import FFFSpec
-from fffconvert.runtime import Inference, cpu, reference
+from fffconvert.runtime import Inference, cpu, inference, reference
 from fffconvert.runtime.int8_linear import int8_trunk
 from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.tree import FFFLayer
 
+pytestmark = pytest.mark.usefixtures("instruction_set")
 SPEC = FFFSpec(12, 12, 3, trees=2, trunk=3, branch_outputs=True)
 row_types = pytest.mark.parametrize("row_type", [None, *ROW_DTYPES.values()], ids=str)
 
@@ -145,6 +150,64 @@ def test_copies_are_independent():
             copied.fff_bias.add_(1)
             assert_same(copied(x), expected + 1)
         assert torch.equal(layer(x), expected)
+
+
+@row_types
+@pytest.mark.parametrize("backend", ["auto", "reference", "standard"])
+def test_first_calls_of_several_threads_give_the_same(backend, row_type):
+    layer, x = draw(row_type=row_type), inputs(9, 12)
+    layer.inference = Inference(backend, row_type)
+    with torch.no_grad():
+        expected = copy.deepcopy(layer)(x)
+    switch, threads = sys.getswitchinterval(), 8
+    barrier = threading.Barrier(threads)
+
+    def call(_):
+        results = []
+        with torch.no_grad():
+            for _ in range(10):
+                if barrier.wait() == 0:
+                    layer.fff_bias.data = layer.fff_bias.data.clone()  # to be prepared again
+                barrier.wait()
+                results.append(layer(x))
+        return results
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            found = [y for results in pool.map(call, range(threads)) for y in results]
+    finally:
+        sys.setswitchinterval(switch)
+    assert all(torch.equal(y, expected) for y in found)
+
+
+def test_rows_are_stored_once_for_all_threads(monkeypatch):
+    layer, x = draw(row_type=torch.int8), inputs(9, 12)
+    usual, calls = inference.store_rows, []
+
+    def slow(*arguments):
+        calls.append(1)
+        time.sleep(0.05)
+        return usual(*arguments)
+
+    monkeypatch.setattr(inference, "store_rows", slow)
+
+    def call(_):
+        with torch.no_grad():
+            return layer(x)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(call, range(8)))
+    assert len(calls) == 1
+    assert all(torch.equal(y, found[0]) for y in found)
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="the native library was not built")
+def test_parameters_of_wrong_shapes_reach_no_kernel():
+    layer, x = draw(), inputs(9, 12)
+    layer.fff_in_bias = nn.Parameter(torch.zeros(2, 3))
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"in_bias is \[2, 3\]; expected \[2, 15\]"):
+        layer(x)
 
 
 def test_nothing_of_it_is_saved():

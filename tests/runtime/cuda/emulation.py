@@ -126,7 +126,7 @@ class StandIn:
 def installed() -> Iterator[StandIn]:
     """Lets the launch code work on CPU tensors: the emulation in CuPy's place, a number for the stream."""
     stand_in = StandIn()
-    caches = (cupy_kernels.card, cupy_kernels._kernel, cupy_kernels._module)
+    caches = (cupy_kernels.card, cupy_kernels._compiled, cupy_kernels._module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cupy_kernels, "_cupy", lambda: stand_in)
         patch.setattr(cupy_kernels, "_stream", lambda device: stand_in.stream)

@@ -302,7 +302,7 @@ def test_mistakes_planted_in_a_kernel_are_found(stand_in, use, correct, wrong, f
     operands = draw_exact(2 * CHUNK + 3, d_in=40, d_out=40, trees=1, branches=2, **options)
     assert_all_equal_reference(*operands)
     stand_in.edit = edit
-    cupy_kernels._kernel.cache_clear()
+    cupy_kernels._compiled.cache_clear()
     with pytest.raises(AssertionError):
         assert_all_equal_reference(*operands)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from runtime.cuda.emulation import needs_compiler
@@ -9,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from zoo.reference import integers, normals, tree_tensors
 
+from fffconvert.errors import FFFError
 from fffconvert.runtime import Scales, Weights, cuda, cupy_kernels, cupy_steps, reference
 from fffconvert.runtime.backend import Backend
+from fffconvert.runtime.rows import store_rows
 
 pytestmark = needs_compiler
 SHAPE = {"d_in": 16, "d_out": 16, "trees": 2, "depth": 3, "branches": 2, "leaf_width": 3, "gated": True}
@@ -225,10 +231,58 @@ def test_ops_are_registered_only_with_cuda_and_cupy(monkeypatch, built, cupy):
     registered = []
     monkeypatch.setattr(torch.version, "cuda", "12.9" if built else None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if cupy else None)
-    monkeypatch.setattr(torch.library, "impl", lambda name, key, kernel: registered.append((name, key)))
+    monkeypatch.setattr(cuda, "kernel", lambda op, device: lambda _: registered.append((op, device)))
     cuda.register()
     names = ["cmm", "cmm_backward", "cmm_inference"] if built and cupy else []
-    assert registered == [(f"fffconvert::{name}", "cuda") for name in names]
+    assert registered == [(name, "cuda") for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "found"),
+    [
+        ("logits", lambda t: t.double(), r"argument 2 of token_forward is torch.float64"),
+        ("leaf", lambda t: t.int(), r"argument 3 of token_forward is torch.int32"),
+        ("y", lambda t: t.half(), r"argument 1 of token_forward is torch.float16"),
+        ("x", lambda t: t.T.contiguous().T, "argument 0 of token_forward .* with gaps"),
+    ],
+)
+def test_pointers_of_other_types_or_with_gaps_are_refused(stand_in, name, change, found):
+    x, weights = draw()
+    given = {"x": x, "y": torch.empty(6, 16), "logits": torch.empty(6, 2, 4)}
+    given["leaf"] = torch.empty(6, 2, dtype=torch.int64)
+    given[name] = change(given[name])
+    with pytest.raises(FFFError, match=found):
+        cupy_steps.token_forward(*given.values(), None, cupy_steps.layer_for(x, weights, Scales(), "relu"))
+
+
+def test_rows_and_scales_of_other_types_are_refused(stand_in):
+    x, weights = draw()
+    stored, scales = store_rows(weights, torch.int8)
+    with pytest.raises(FFFError, match=r"a scale is torch.float64 on cpu; expected torch.float32 on cpu"):
+        cupy_steps.layer_for(x, stored, scales._replace(out_weight=scales.out_weight.double()), "relu")
+    with pytest.raises(FFFError, match=r"rows are torch.float16; expected torch.int8"):
+        cupy_steps.layer_for(x, stored._replace(out_weight=weights.out_weight.half()), scales, "relu")
+
+
+def test_the_first_calls_of_several_threads_compile_once(stand_in):
+    x, weights = draw()
+    stand_in.dry = True
+    build = cupy_steps.layer_for(x, weights, Scales(), "relu").build
+    barrier = threading.Barrier(8)
+    modules = cupy_kernels._cupy().RawModule
+
+    def slow(**options):
+        time.sleep(0.05)
+        return modules(**options)
+
+    def first(_):
+        barrier.wait()
+        return cupy_kernels._kernel(0, build, "token_forward")
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(8) as pool:
+        patch.setattr(stand_in, "RawModule", slow)
+        assert len(set(map(id, pool.map(first, range(8))))) == 1
+    assert stand_in.modules == 1
 
 
 def test_what_a_token_leaves_in_shared_memory_decides_the_regime(stand_in):
