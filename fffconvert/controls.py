@@ -132,7 +132,7 @@ def _control_layer(site: FFNSite, layer: FFFLayer, control: Control, x: Tensor) 
 
 def _deleted(spec: FFFSpec, y: Tensor) -> FFFLayer:
     """One node that gives nothing, and the block's mean output."""
-    layer = FFFLayer(FFFSpec(spec.d_in, spec.d_out, 0, activation=spec.activation))
+    layer = FFFLayer(FFFSpec(spec.d_in, spec.d_out, 0, activation=spec.activation), dtype=torch.float32)
     for parameter in layer.parameters():
         parameter.zero_()
     layer.fff_bias.copy_(token_weights(y) @ y / len(y))
@@ -179,10 +179,12 @@ def randomly_routed(layer: FFFLayer, x: Tensor, seed: int = 0) -> FFFLayer:
         x: [tokens, d_in], what it is given.
         seed: Of the draw.
     """
-    made = FFFLayer(layer.spec)
+    made = FFFLayer(layer.spec, dtype=torch.float32)
     made.load_state_dict(layer.state_dict())
     rows = made.fff_in_weight
-    drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)).to(rows)
+    drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(
+        rows
+    )
     drawn *= rows.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True)
     rows.copy_(drawn)
     for tree in range(layer.spec.trees):

@@ -113,7 +113,7 @@ def _in_new_process(folder: Path) -> Tensor:
         raise RuntimeError(
             f"reading {folder} in a new process failed: {done.stderr.strip().splitlines()[-1]}"
         )
-    return torch.tensor(json.loads(done.stdout))
+    return torch.tensor(json.loads(done.stdout), dtype=torch.float32)
 
 
 def _delete_blocks(model: nn.Module, prepared: Prepared) -> None:

@@ -271,7 +271,7 @@ def layer(
 
     def draw(tokens: int) -> list[Tensor]:
         shape = (BUFFERS, tokens, width)
-        x = torch.randn(shape, generator=generator, device=DEVICE)
+        x = torch.randn(shape, generator=generator, device=DEVICE, dtype=torch.float32)
         return list(x.to(getattr(torch, x_dtype)))
 
     leaves = (trees, nodes + 1, leaf_width)

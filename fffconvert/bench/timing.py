@@ -149,10 +149,10 @@ def _page_faults() -> int:
 
 def page_fault_us(tokens: int, d: int, *, seconds: float, repeats: int) -> float:
     """What fresh memory costs: filling a new float32 tensor [tokens, d], less filling one again."""
-    warm = torch.zeros(tokens, d)
+    warm = torch.zeros(tokens, d, dtype=torch.float32)
 
     def fresh(_: Tensor) -> Tensor:
-        return torch.empty(tokens, d).fill_(1)
+        return torch.empty(tokens, d, dtype=torch.float32).fill_(1)
 
     pair = {"fresh": Contestant(fresh, [warm]), "warm": Contestant(lambda x: x.fill_(1), [warm])}
     times = measure(pair, seconds=seconds, repeats=repeats)

@@ -46,7 +46,9 @@ def train_rows(workload: Workload, settings: LayerBench, problems: list[str]) ->
         torch.set_num_threads(threads)
         batches = workload.batches(tokens, settings.seed)
         inputs = [x.requires_grad_() for x in batches]
-        gradient = torch.randn(tokens, layer.spec.d_out, generator=torch.Generator().manual_seed(1))
+        gradient = torch.randn(
+            tokens, layer.spec.d_out, generator=torch.Generator().manual_seed(1), dtype=torch.float32
+        )
         error, left_out = gradient_error(layer, masked, batches[0].detach(), gradient)
         torch._dynamo.reset()
         entries = [

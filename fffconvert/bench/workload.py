@@ -83,7 +83,9 @@ class Workload:
         count = max(BUFFERS, math.ceil(DISTINCT_TOKENS / tokens))
         if self.pool is None:
             generator = torch.Generator().manual_seed(seed)
-            return list(torch.randn(count, tokens, self.layer.spec.d_in, generator=generator))
+            return list(
+                torch.randn(count, tokens, self.layer.spec.d_in, generator=generator, dtype=torch.float32)
+            )
         count = min(count, len(self.pool) // tokens)
         if not count:
             raise FFFError(f"{len(self.pool)} real activations were found; --tokens asks for {tokens}")

@@ -202,7 +202,9 @@ def _backends(backend: str, layer: FFFLayer) -> list[str]:
 def _inputs(layer: FFFLayer) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     like = layer.fff_bias
-    drawn = (torch.randn(tokens, layer.spec.d_in, generator=generator) for tokens in TOKENS)
+    drawn = (
+        torch.randn(tokens, layer.spec.d_in, generator=generator, dtype=torch.float32) for tokens in TOKENS
+    )
     size = _typical_size(layer)
     return [(size * x).to(like.device, like.dtype) for x in drawn]
 
@@ -212,7 +214,9 @@ def _typical_size(layer: FFFLayer) -> float:
     """The size of random inputs; of a sparse layer such that they skip about as many neurons as text does."""
     if not layer.spec.leaf_sparsity:
         return 1.0
-    drawn = torch.randn(SAMPLE, layer.spec.d_in, generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(
+        SAMPLE, layer.spec.d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+    )
 
     def off(size: float) -> float:
         x = (size * drawn).to(layer.fff_bias)

@@ -87,7 +87,7 @@ def int8_rest(model: nn.Module, example_inputs: Inputs | None = None) -> list[Li
         d_in, *inner, d_out = _widths(made)
         key = (d_in, *inner, d_out)
         if key not in known:
-            inputs = [torch.randn(tokens, d_in) for tokens in TOKENS]
+            inputs = [torch.randn(tokens, d_in, dtype=torch.float32) for tokens in TOKENS]
             known[key] = times(plain, inputs), times(made, inputs)
         slow, fast = known[key]
         dtype = "int8" if _pays(fast, slow) else "float32"
@@ -126,7 +126,7 @@ def fast_attention(model: nn.Module) -> str:
     def measured(attend: Callable[..., tuple[Tensor, Any]]) -> tuple[float, ...]:
         return times(lambda x: attend(model, x, x, x, None, is_causal=False)[0], queries)
 
-    queries = [torch.randn(1, HEADS, tokens, HEAD_WIDTH) for tokens in TOKENS]
+    queries = [torch.randn(1, HEADS, tokens, HEAD_WIDTH, dtype=torch.float32) for tokens in TOKENS]
     pays = _pays(measured(bfloat16_attention), measured(sdpa_attention_forward))
     return "bfloat16" if pays and use_bfloat16_attention(model) else "float32"
 

@@ -37,4 +37,4 @@ def _wait(x: Tensor) -> None:
 
 def size(measured: tuple[float, ...]) -> float:
     """One number for the times at several token counts: their geometric mean's logarithm."""
-    return float(torch.tensor(measured).log().mean())
+    return float(torch.tensor(measured, dtype=torch.float64).log().mean())

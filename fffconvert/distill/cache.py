@@ -58,7 +58,7 @@ class CachedTeacher:
         device, signals = mask.device, Signals(last=torch.empty(0))
         if "states" in self._arrays:
             states = self._parts("states", "tokens", rows).view(torch.bfloat16)
-            signals.last = torch.zeros(*mask.shape, states.shape[1], device=device)
+            signals.last = torch.zeros(*mask.shape, states.shape[1], device=device, dtype=torch.float32)
             signals.last[mask] = states.to(device, torch.float32)
         if "embeddings" in self._arrays:
             found = torch.from_numpy(self._arrays["embeddings"][rows])

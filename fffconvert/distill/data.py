@@ -341,7 +341,9 @@ class Collate:
         if "token_type_ids" in draws[0]:
             batch["token_type_ids"] = self._pad(draws, "token_type_ids", 0, longest)
         if "labels" in draws[0]:
-            batch["labels"] = torch.tensor([draw["labels"] for draw in draws])
+            labels = [draw["labels"] for draw in draws]
+            graded = any(isinstance(label, float) for label in labels)
+            batch["labels"] = torch.tensor(labels, dtype=torch.float32 if graded else None)
         elif self.masked:
             batch["labels"] = torch.full_like(batch["input_ids"], -100)
             for i, draw in enumerate(draws):

@@ -114,12 +114,12 @@ def timings(run: Callable[[], object], least: float, most_runs: int) -> list[flo
 
 def _maps(d_in: int, d_out: int, bar: Any) -> Curve:
     """Multiply-adds per second of a linear map, by rows."""
-    weights = torch.randn(max(1, COLD // (4 * d_in * d_out)), d_out, d_in)
-    bias = torch.randn(d_out)
+    weights = torch.randn(max(1, COLD // (4 * d_in * d_out)), d_out, d_in, dtype=torch.float32)
+    bias = torch.randn(d_out, dtype=torch.float32)
     curve = []
     for rows in ROWS:
         if rows * d_in * d_out <= MOST_MACS:
-            x = torch.randn(rows, d_in)
+            x = torch.randn(rows, d_in, dtype=torch.float32)
             runs = [partial(F.linear, x, weight, bias) for weight in weights]
             curve.append((float(rows), rows * d_in * d_out / seconds(_in_turn(runs))))
             bar.update()
@@ -130,7 +130,7 @@ def _attention(bar: Any) -> Curve:
     """Multiply-adds per second of attention, by keys."""
     curve = []
     for length in LENGTHS:
-        q, k, v = torch.randn(3, 2048 // length, 12, length, 64)
+        q, k, v = torch.randn(3, 2048 // length, 12, length, 64, dtype=torch.float32)
         taken = seconds(partial(F.scaled_dot_product_attention, q, k, v))
         curve.append((float(length), 2 * q.numel() * length / taken))
         bar.update()
@@ -143,7 +143,7 @@ def _trees(width: int, depth: int, bar: Any) -> tuple[float, Curve]:
     layers = [FFFLayer(spec).eval() for _ in range(max(1, COLD // (4 * spec.parameters)))]
     curve = []
     for rows in TREE_ROWS:
-        x = torch.randn(rows, width)
+        x = torch.randn(rows, width, dtype=torch.float32)
         runs = [partial(layer, x) for layer in layers]
         curve.append((float(rows), rows * spec.macs_per_token / seconds(_in_turn(runs))))
         bar.update()
@@ -154,7 +154,7 @@ def _elementwise(tensors: int, function: Callable[[Tensor], Tensor], bar: Any) -
     """Bytes per second of an operation that reads and writes so many tensors, by bytes."""
     curve = []
     for size in SIZES:
-        x = torch.randn(-(-size // (4 * COLUMNS)), COLUMNS)
+        x = torch.randn(-(-size // (4 * COLUMNS)), COLUMNS, dtype=torch.float32)
         moved = 4.0 * tensors * x.numel()
         curve.append((moved, moved / seconds(partial(function, x))))
         bar.update()
@@ -185,7 +185,10 @@ def _call_us() -> float:
     """Time of one operation of a model so small that computing takes no time."""
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_hidden_layers": 8}
     model = BertModel(BertConfig(vocab_size=32, **sizes)).eval()
-    inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2)}
+    inputs = {
+        "input_ids": torch.ones(1, 2, dtype=torch.long),
+        "attention_mask": torch.ones(1, 2, dtype=torch.float32),
+    }
     with torch.inference_mode():
         taken = seconds(lambda: model(**inputs), least=0.2)
     return 1e6 * taken / calls(record(model), Workload(1, 2))

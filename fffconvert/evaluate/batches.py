@@ -78,4 +78,6 @@ def embed_tokens(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Tensor
             means = hidden.float().mean(1).cpu()
             rows |= {present[index]: mean for index, mean in zip(part, means, strict=True)}
     width = next(iter(rows.values())).shape if rows else (1,)
-    return torch.stack([rows.get(index, torch.zeros(width)) for index in range(len(sequences))])
+    return torch.stack(
+        [rows.get(index, torch.zeros(width, dtype=torch.float32)) for index in range(len(sequences))]
+    )

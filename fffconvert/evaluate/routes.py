@@ -120,7 +120,9 @@ def every_node(layer: FFFLayer, tokens: Tensor, leaf: Tensor) -> Tensor:
     weights, act = layer.weights, ACTIVATIONS[layer.spec.activation].fn
     trees, nodes, leaves = layer.spec.trees, layer.spec.nodes, layer.spec.leaves
     width = max(nodes * weights.branches, leaves * layer.spec.leaf_width)
-    share = torch.cat([torch.full((1 << k,), 2.0**-k) for k in range(layer.spec.depth + 1)]).to(tokens)
+    share = torch.cat(
+        [torch.full((1 << k,), 2.0**-k, dtype=torch.float32) for k in range(layer.spec.depth + 1)]
+    ).to(tokens)
     outputs = []
     for x in torch.split(tokens, max(1, ELEMENTS // width)):
         y = torch.zeros(len(x), layer.spec.d_out).to(x)

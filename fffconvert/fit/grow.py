@@ -117,14 +117,16 @@ class _Growth:
         self.order = torch.arange(len(z))
         self.activation = ACTIVATIONS[spec.activation].fn
         d_out, branches = residual.shape[1], 2 if spec.branch_outputs else 1
-        self.rows = torch.zeros(spec.nodes, z.shape[1])
+        self.rows = torch.zeros(spec.nodes, z.shape[1], dtype=torch.float32)
         self.bias = torch.zeros(spec.nodes, dtype=torch.float64)
-        self.out = torch.zeros(branches * spec.nodes, d_out)
-        self.constant = torch.zeros(spec.leaves, d_out)
+        self.out = torch.zeros(branches * spec.nodes, d_out, dtype=torch.float32)
+        self.constant = torch.zeros(spec.leaves, d_out, dtype=torch.float32)
         self.ends: list[tuple[slice, slice]] = []
 
     def grow(self) -> Tree:
-        large = [_Node(0, slice(0, len(self.z)), None, torch.zeros(self.residual.shape[1]))]
+        large = [
+            _Node(0, slice(0, len(self.z)), None, torch.zeros(self.residual.shape[1], dtype=torch.float32))
+        ]
         small: list[_Node] = []
         while large:
             node = large.pop()
@@ -191,7 +193,7 @@ class _Growth:
             constants = node.constant + fitted[:2] - a_mean[:, None] * fitted[2:]
         else:
             design = a
-            nothing = torch.zeros(1, residual.shape[1])
+            nothing = torch.zeros(1, residual.shape[1], dtype=torch.float32)
             fitted = _regress(design, residual, weight, torch.ones_like(a), nothing)
             self.out[node.index] = fitted[0]
             constants = node.constant.expand(2, -1)

@@ -64,7 +64,7 @@ def refit_outputs(
         if gain > best:
             best, prior = gain, candidate
     if prior is None:
-        change = torch.zeros(design.shape[1], residual.shape[1])
+        change = torch.zeros(design.shape[1], residual.shape[1], dtype=torch.float32)
     else:
         gram = own.gram + rest.gram + prior * ridges
         change = torch.from_numpy(_solve(gram, own.towards + rest.towards, spec)).float()
@@ -91,7 +91,7 @@ def _design(z: Tensor, rows: Tensor, bias: Tensor, spec: FFFSpec) -> sparse.csr_
             node = 2 * node + 1 + right
         if spec.branch_outputs:
             own_columns.append(_output_rows(spec) + node - spec.nodes)
-            own_values.append(torch.ones(len(part)))
+            own_values.append(torch.ones(len(part), dtype=torch.float32))
         columns.append(torch.stack(own_columns, 1))
         values.append(torch.stack(own_values, 1))
     indices, data = torch.cat(columns), torch.cat(values).double()

@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -41,7 +42,7 @@ class KeptLayers:
         with safe_open(path, "pt") as file:
             found = json.loads(file.metadata()["diagnostics"])
             state = {key: file.get_tensor(key) for key in file.keys()}
-        layer = FFFLayer(spec)
+        layer = FFFLayer(spec, dtype=torch.float32)
         layer.load_state_dict(state)
         return layer, Diagnostics(**{**found, "margins": tuple(found["margins"])})
 

@@ -38,7 +38,7 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
     weight = token_weights(y)
     principal, z = Principal.of(x, weight)
     mean, residual = centre(y, weight)
-    layer = FFFLayer(spec)
+    layer = FFFLayer(spec, dtype=torch.float32)
     state = layer.state_dict()
     state["fff_bias"].copy_(mean)
     if spec.trunk:
@@ -97,7 +97,7 @@ def r2(y: Tensor, y_hat: Tensor, weight: Tensor | None = None) -> float:
     Returns:
         1 - |y - y_hat|² / |y - mean|². Where y does not vary: 1 if y_hat equals it, else 0.
     """
-    weight = torch.ones(len(y)) if weight is None else weight
+    weight = torch.ones(len(y), dtype=torch.float32) if weight is None else weight
     error = weight.double() @ (y - y_hat).double().square().sum(1)
     total = weight.double() @ centre(y, weight)[1].double().square().sum(1)
     return float(error == 0) if total == 0 else 1 - float(error / total)

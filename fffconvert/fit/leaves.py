@@ -197,7 +197,7 @@ class LeafFit:
             low, middle, high = fn(point + REACH * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64))
             rows, bias = REACH * rows[None], (point + REACH * shift)[None]
             slope, rest = (high - low) / 2 / reach, middle.expand_as(reach)
-        nothing = torch.zeros(rows.shape[1], 0)
+        nothing = torch.zeros(rows.shape[1], 0, dtype=torch.float32)
         return Neurons(rows.float(), bias.float(), nothing, self.neurons.activation), slope, rest
 
 
@@ -332,7 +332,10 @@ def _greedy(second: Tensor, cross: Tensor, scale: Tensor, width: int) -> tuple[T
     left, effect = second.diagonal().clone(), cross.double().square().sum(1)
     usable = COLLINEAR * scale.float() + TINY
     # What is left of cross is cross - basis @ taken, never formed: the squared lengths of its rows suffice.
-    basis, taken = torch.zeros(len(second), width), torch.zeros(width, cross.shape[1])
+    basis, taken = (
+        torch.zeros(len(second), width, dtype=torch.float32),
+        torch.zeros(width, cross.shape[1], dtype=torch.float32),
+    )
     order, gains = [], []
     for step in range(min(width, len(second))):
         score = torch.where(left > usable, effect / left, -1.0)
@@ -379,7 +382,7 @@ def _joined(chosen: Neurons, linear: Neurons, out: Tensor) -> Neurons:
     rows, bias = torch.cat([chosen.rows, linear.rows], 1), torch.cat([chosen.bias, linear.bias], 1)
     threshold = chosen.threshold
     if threshold is not None:
-        threshold = torch.cat([threshold, torch.full((len(linear),), -1.0)])
+        threshold = torch.cat([threshold, torch.full((len(linear),), -1.0, dtype=torch.float32)])
     return Neurons(rows, bias, out, chosen.activation, threshold)
 
 

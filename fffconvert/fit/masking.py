@@ -37,7 +37,7 @@ def masked_tokens(
     Returns:
         The ids with the mask, and where it stands, both [sequences, tokens].
     """
-    chosen = torch.rand(ids.shape, generator=generator) < MASKED
+    chosen = torch.rand(ids.shape, generator=generator, dtype=torch.float32) < MASKED
     chosen &= ~torch.isin(ids, torch.tensor(special))
     return torch.where(chosen, mask, ids), chosen
 

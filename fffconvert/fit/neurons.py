@@ -93,7 +93,7 @@ def neurons_of(site: FFNSite) -> Neurons:
     """
     if site.activation in ACTIVATIONS:
         block = site.dense().to("cpu", torch.float32)
-        x = torch.randn(PROBES, site.d_model, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(PROBES, site.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
         with torch.no_grad():
             expected = block.hidden(*[up(x) for up in block.dense_up])
             for neurons in _readings(site):
@@ -109,7 +109,9 @@ def _readings(site: FFNSite) -> Iterator[Neurons]:
     """What the block's projections can mean."""
     rows = [projection.weight.detach().to("cpu", torch.float32) for projection in site.up]
     bias = [
-        torch.zeros(len(weight)) if p.bias is None else p.bias.detach().to("cpu", torch.float32)
+        torch.zeros(len(weight), dtype=torch.float32)
+        if p.bias is None
+        else p.bias.detach().to("cpu", torch.float32)
         for p, weight in zip(site.up, rows, strict=True)
     ]
     out = site.down.weight.detach().to("cpu", torch.float32).T

@@ -55,7 +55,7 @@ def turn(
     if len(z) < 2 * LEAST_TOKENS_PER_FEATURE * z.shape[1]:
         return row, cut
     scale = (variance + FLOOR * variance.max()).clamp(min=TINY).rsqrt()
-    design = torch.cat([z * scale, torch.ones(len(z), 1)], 1)
+    design = torch.cat([z * scale, torch.ones(len(z), 1, dtype=torch.float32)], 1)
     energy = design.square().sum(1)
     weight = weight * (LEVERAGE * energy.median() / energy).clamp(max=1)
     right = z @ row > cut
@@ -66,7 +66,7 @@ def turn(
         importance = importance.clamp(max=float(importance.quantile(CLIP)))
         router = _logistic(design, gain > 0, importance / importance.mean().clamp(min=TINY))
         position = design @ router
-        low, high = position.quantile(torch.tensor([BALANCE, 1 - BALANCE])).tolist()
+        low, high = position.quantile(position.new_tensor([BALANCE, 1 - BALANCE])).tolist()
         offset = min(max(0.0, low), high)
         right = position > offset
         if not bool(router[:-1].any()):
@@ -93,11 +93,11 @@ def _logistic(design: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     Reference: Böhning and Lindsay, Monotonicity of quadratic-approximation algorithms (1988).
     """
     hessian = ((design * (weight / 4)[:, None]).T @ design).double()
-    ridge = torch.full((design.shape[1],), ROUTER_RIDGE * len(design))
+    ridge = torch.full((design.shape[1],), ROUTER_RIDGE * len(design), dtype=torch.float32)
     ridge[-1] = 0
     hessian.diagonal().add_(ridge + 1e-5 * hessian.diagonal().mean())
     factor = torch.linalg.cholesky(hessian).float()
-    coefficients = torch.zeros(design.shape[1])
+    coefficients = torch.zeros(design.shape[1], dtype=torch.float32)
     for _ in range(NEWTON_STEPS):
         miss = weight * (torch.sigmoid(design @ coefficients) - target.float())
         gradient = design.T @ miss + ridge * coefficients

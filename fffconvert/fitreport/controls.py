@@ -94,6 +94,8 @@ def random_routing(layer: FFFLayer, seed: int = 0) -> FFFLayer:
     """The layer with its hyperplanes' directions drawn anew, of the same lengths; all else is kept."""
     layer = copy.deepcopy(layer)
     rows = layer.fff_in_weight
-    drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)).to(rows)
+    drawn = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(
+        rows
+    )
     rows.copy_(drawn * rows.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True))
     return layer

@@ -35,8 +35,8 @@ class Experts(nn.Module):
         super().__init__()
         self.neurons, self.size, self.shared, self.members = neurons, size, shared, members
         self.active = active
-        self.out = nn.Parameter(torch.zeros(len(neurons), 0))
-        self.constant = nn.Parameter(torch.zeros(0))
+        self.out = nn.Parameter(torch.zeros(len(neurons), 0, dtype=torch.float32))
+        self.constant = nn.Parameter(torch.zeros(0, dtype=torch.float32))
 
     def hidden(self, x: Tensor) -> Tensor:
         """The neurons' values, zero where they are off: [tokens, d_in] to [tokens, neurons]."""

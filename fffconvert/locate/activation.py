@@ -61,7 +61,9 @@ def _compare(hidden: fx.GraphModule, kind: BlockKind, d_hidden: int) -> str:
 
 
 def _grid(width: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    points = torch.linspace(-6, 6, 97)[:, None] + 0.1 * torch.rand(97, width, generator=generator)
+    points = torch.linspace(-6, 6, 97, dtype=torch.float32)[:, None] + 0.1 * torch.rand(
+        97, width, generator=generator, dtype=torch.float32
+    )
     return points[torch.randperm(97, generator=generator)].to(device)
 
 

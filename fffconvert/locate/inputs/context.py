@@ -94,7 +94,7 @@ class Context:
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers in the model's dtype."""
-        return torch.randn(shape, generator=self._generator).to(self.device, self.dtype)
+        return torch.randn(shape, generator=self._generator, dtype=torch.float32).to(self.device, self.dtype)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Whole numbers from `low` up to, not including, `high`."""
