@@ -36,7 +36,8 @@ class Int8Linear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         weight = weight.detach().float()
-        scale = (weight.abs().amax(1) / LIMIT).clamp_min(torch.finfo(torch.float32).tiny)
+        scale = weight.abs().amax(1) / LIMIT
+        scale = scale.where(scale > torch.finfo(torch.float32).tiny, 1.0)  # QNNPACK takes none near 0
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -65,6 +66,7 @@ class Int8Linear(nn.Module):
 
     def _pack(self, rounded: Tensor, bias: Tensor | None) -> None:
         engine = best_engine()
+        self._biased = bias is not None  # QNNPACK gives zeros back where there was none
         self._reduce_range = engine != "onednn"  # FBGEMM's sums of two products could overflow 16 bits
         with quantized_engine(engine):
             self._packed = torch.ops.quantized.linear_prepack(rounded, bias)
@@ -82,13 +84,13 @@ class Int8Linear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """[d_out], or None."""
-        bias = self._unpack()[1]
+        bias = self._unpack()[1] if self._biased else None
         return None if bias is None else bias.detach().to(self.dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weights, scales and bias."""
-        return self.out_features * (self.in_features + 4 + (4 if self._unpack()[1] is not None else 0))
+        return self.out_features * (self.in_features + 4 + (4 if self._biased else 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute [..., d_in] to [..., d_out], in the dtype of `x`; not differentiable."""
@@ -162,7 +164,8 @@ class Int8Part(Int8Linear):
         nn.Module.__init__(self)
         self.training = False
         self.__dict__.update({name: value for name, value in one.__dict__.items() if name[0] != "_"})
-        self._packed, self._reduce_range, self._transposed = one._packed, one._reduce_range, one._transposed
+        self._packed, self._reduce_range = one._packed, one._reduce_range
+        self._transposed, self._biased = one._transposed, one._biased
         self._together, self._index = together, index
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,12 +204,16 @@ def best_engine() -> str:
     return next((name for name in ("x86", "fbgemm", "qnnpack") if name in engines), "none")
 
 
+_ENGINE = threading.Lock()
+
+
 @contextmanager
 def quantized_engine(name: str) -> Iterator[None]:
-    """Have torch pack weights for an engine in the body."""
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = name
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
+    """Have torch pack weights for an engine in the body; one thread at a time, for the setting is global."""
+    with _ENGINE:
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = name
+        try:
+            yield
+        finally:
+            torch.backends.quantized.engine = before

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import time
 
 import pytest
 import torch
@@ -10,7 +11,21 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fffconvert.errors import FFFError
-from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together, best_engine
+from fffconvert.runtime import int8_linear
+from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together, best_engine, quantized_engine
+
+ENGINES = [
+    name
+    for name in ("onednn", "x86", "fbgemm", "qnnpack")
+    if name in torch.backends.quantized.supported_engines
+    and (name != "onednn" or torch.cpu._is_vnni_supported())  # its sums overflow without these instructions
+]
+
+
+@pytest.fixture(autouse=True, params=ENGINES)
+def engine(request, monkeypatch):
+    """Each engine that is right on this processor: on a large one also those that a small one uses."""
+    monkeypatch.setattr(int8_linear, "best_engine", lambda: request.param)
 
 
 def rounded(weight: torch.Tensor) -> torch.Tensor:
@@ -101,6 +116,27 @@ def test_maps_of_one_input_computed_together_give_the_same(bias):
         torch.testing.assert_close(parts[part](x), maps[one](x))
     for part, one in zip(parts, maps, strict=True):
         assert torch.equal(part.state_dict()["weight"], one.state_dict()["weight"])
+
+
+def test_threads_that_pack_at_once_keep_their_engines():
+    usual, wrong, barrier = torch.backends.quantized.engine, [], threading.Barrier(4)
+
+    def work(name: str) -> None:
+        barrier.wait()
+        for _ in range(30):
+            with quantized_engine(name):
+                time.sleep(1e-4)
+                if torch.backends.quantized.engine != name:
+                    wrong.append(name)
+
+    names = [ENGINES[0], ENGINES[-1]] * 2
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert torch.backends.quantized.engine == usual
 
 
 def test_maps_computed_together_may_be_asked_by_several_threads():
