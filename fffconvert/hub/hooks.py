@@ -1,6 +1,7 @@
 """What transformers is taught as soon as its models are imported.
 
 That may be in the middle of an import of our own, so nothing of ours is imported here before it is called.
+Where the modules of the package are imported again, as notebooks do, each copy serves layers of its own.
 """
 
 from __future__ import annotations
@@ -30,10 +31,19 @@ def teach(modeling_utils: ModuleType) -> None:
     masking.AttentionMaskInterface.register(BFLOAT16_ATTENTION, masking.sdpa_mask)
 
 
-def _save_pretrained(
-    save: Callable[..., None], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    return import_module("fffconvert.hub.saving").save_with_layers(save, model, args, kwargs)
+save_with_layers: Callable[..., Any] | None = None
+"""`fffconvert.hub.saving.save_with_layers` of this copy of the package, once that module is imported."""
+
+
+def _save_pretrained(save: Callable[..., None], model: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    if save_with_layers is None:
+        import_module("fffconvert.hub.saving")
+    return (save_with_layers or _plainly)(save, model, args, kwargs)
+
+
+def _plainly(save: Callable[..., None], model: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """For a copy that made no layers before another took its place."""
+    return save(*args, **kwargs)
 
 
 def _bfloat16_attention(*args: Any, **kwargs: Any) -> Any:

@@ -123,6 +123,8 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
         Trainer, `.half()` and `.float()` refuse models marked as quantised. And in the file that is mapped
         into memory weights may lie at odd addresses, which costs speed and changes the last bit.
         """
+        import fffconvert.hub.saving  # noqa: F401 (this copy of the package will save what it has read)
+
         model.is_quantized = False
         del model.hf_quantizer, model.quantization_method  # what saving needs follows from the layers
         for parameter in model.parameters():

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fffconvert.errors import FFFError
+from fffconvert.hub import hooks
 from fffconvert.hub.quantizer import FFFConfig
 from fffconvert.hub.saved_plan import SavedLayer
-from fffconvert.standins import LastProjection
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
@@ -59,12 +59,16 @@ def mark_converted(model: PreTrainedModel, base_model: str | None = None) -> Non
 def plan_of(model: nn.Module) -> dict[str, SavedLayer]:
     """What a checkpoint of a model has to say of its FFF layers, by the names of their blocks.
 
+    Layers of another copy of this package, imported before or after, are left to that copy.
+
     Raises:
         FFFError: A module stands in a block's place that could not be rebuilt from it.
     """
     for path, module in model.named_modules():
-        standing = module.computed_by if isinstance(module, LastProjection) else module
-        if getattr(module, "replaced_weight", None) is not None and not isinstance(standing, FFFLayer):
+        standing = getattr(module, "computed_by", module)
+        if getattr(module, "replaced_weight", None) is None or isinstance(standing, FFFLayer):
+            continue
+        if (type(standing).__module__, type(standing).__name__) != (FFFLayer.__module__, FFFLayer.__name__):
             raise FFFError(
                 f"in the place of block {path} stands a {type(standing).__name__}, which from_pretrained "
                 "could not rebuild; save such a model with torch.save, or restore the block"
@@ -108,6 +112,9 @@ def save_with_layers(
     guards = {layer["dense_weight"]: torch.empty(0, dtype=model.dtype) for layer in note.modules.values()}
     call.arguments["state_dict"] = {**(model.state_dict() if state is None else state), **guards}
     return save(*call.args, **call.kwargs)
+
+
+hooks.save_with_layers = save_with_layers
 
 
 def _noted(model: nn.Module) -> FFFConfig | None:
