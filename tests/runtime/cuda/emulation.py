@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -21,8 +22,9 @@ import pytest
 from fffconvert.runtime import cupy_kernels
 
 HERE = Path(__file__).parent
-FOLDER = tempfile.TemporaryDirectory(prefix="fffconvert-emulation-")
-"""Where this process keeps what it compiles."""
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+FOLDER = Path(tempfile.gettempdir()) / f"fffconvert-emulation-{RUN}"
+"""Where the processes of one run of the tests keep what any of them compiled."""
 
 
 def _compiler() -> str | None:
@@ -41,6 +43,8 @@ needs_compiler = pytest.mark.skipif(
     COMPILER is None, reason="needs a C++ compiler that knows _Float16, as GCC 12 and Clang 15 do"
 )
 SANITIZED = os.environ.get("FFF_SANITIZE") == "1"
+if not SANITIZED:  # that is an inner run, which shares the folder
+    atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 TENSOR_KERNELS = {"top_levels", "dot_leaves"}
 LIMITS = (2**31 - 1, 65535, 65535)
 
@@ -76,11 +80,16 @@ def compiled(source: str, options: tuple[str, ...]) -> ctypes.CDLL:
         f'{cases}  return "no such kernel";\n}}\n'
     )
     digest = hashlib.sha256(f"{options}{source}".encode()).hexdigest()[:16]
-    text, library = (Path(FOLDER.name) / f"{digest}.{suffix}" for suffix in ("cpp", "so"))
-    text.write_text(source)
-    flags = ["-O1", "-shared", "-fPIC", "-fno-strict-aliasing"]
-    flags += ["-fsanitize=address", "-g"] if SANITIZED else []
-    subprocess.run([COMPILER, *options, *flags, str(text), "-o", str(library)], check=True)
+    library = FOLDER / f"{digest}{'-sanitized' * SANITIZED}.so"
+    if not library.exists():
+        FOLDER.mkdir(exist_ok=True)
+        made = FOLDER / f"{digest}.{os.getpid()}"
+        made.with_suffix(".cpp").write_text(source)
+        flags = ["-O1", "-shared", "-fPIC", "-fno-strict-aliasing"]
+        flags += ["-fsanitize=address", "-g"] if SANITIZED else []
+        command = [COMPILER, *options, *flags, str(made.with_suffix(".cpp")), "-o", str(made)]
+        subprocess.run(command, check=True)
+        made.replace(library)
     run = ctypes.CDLL(str(library)).run
     run.restype = ctypes.c_char_p
     return run
