@@ -25,7 +25,8 @@ from fffconvert.fit.refine import refine_layer, split_off
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.locate import FFNSite, Sites, locate
 from fffconvert.locate.inputs import Inputs, inputs_for
-from fffconvert.plan import FFFSpec, LayerForm, plan, select
+from fffconvert.plan import FFFSpec, LayerForm
+from fffconvert.plan.select import plan, select
 from fffconvert.recipe import Recipe
 from fffconvert.store import digest
 from fffconvert.tree import FFFLayer

@@ -15,7 +15,7 @@ from fffconvert import planning
 from fffconvert.cli import app
 from fffconvert.convert import fit_blocks, prepare
 from fffconvert.errors import FFFError
-from fffconvert.plan import read_shapes
+from fffconvert.plan.file import read_shapes
 from fffconvert.planning import Choice, Curve, spend
 from fffconvert.recipe import Recipe
 from fffconvert.tree import FFFLayer

@@ -14,7 +14,8 @@ from zoo.case import run
 
 from fffconvert import hub, surgery
 from fffconvert.locate import locate
-from fffconvert.plan import LayerForm, plan
+from fffconvert.plan import LayerForm
+from fffconvert.plan.select import plan
 from fffconvert.tree import FFFLayer
 
 CASES = [case for case in ARCHITECTURES if case.blocks]

@@ -21,7 +21,8 @@ from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_dec
 from fffconvert.fit.length import longest
 from fffconvert.locate import FFNSite
 from fffconvert.locate.capture import evaluation
-from fffconvert.plan import FFFSpec, LayerForm, known_activation
+from fffconvert.plan import FFFSpec, LayerForm
+from fffconvert.plan.select import known_activation
 from fffconvert.recipe import Recipe
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer

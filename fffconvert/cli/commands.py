@@ -151,7 +151,8 @@ def convert(
     """Replace MODEL's feedforward blocks by FFF layers, fitted to what they do, and save the model."""
     from fffconvert.convert import convert_model
     from fffconvert.errors import FFFError
-    from fffconvert.plan import LayerForm, read_shapes
+    from fffconvert.plan import LayerForm
+    from fffconvert.plan.file import read_shapes
     from fffconvert.recipe import Recipe
 
     if (depth is None) == (plan is None):

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from fffconvert.errors import FFFError
 from fffconvert.estimate.anatomy import Anatomy, Block, Operation, Part, Rows
 from fffconvert.estimate.workload import Stream, Workload
-from fffconvert.plan import FFFSpec, LayerForm, known_activation
+from fffconvert.plan import FFFSpec, LayerForm
+from fffconvert.plan.select import known_activation
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from fffconvert.errors import FFFError
 from fffconvert.estimate.models import built_with_weights
 from fffconvert.hub.source import resolve
 from fffconvert.locate import locate
-from fffconvert.plan import FFFSpec, known_activation
+from fffconvert.plan import FFFSpec
+from fffconvert.plan.select import known_activation
 from fffconvert.runtime import Inference
 from fffconvert.tree import FFFLayer
 
