@@ -44,11 +44,13 @@ def plan(
     """Measure what each block of MODEL needs, and spend a budget of multiply-adds where it helps most."""
     import dataclasses
 
-    from fffconvert import hub, planning
+    from fffconvert import hub
     from fffconvert.convert import prepare
     from fffconvert.errors import FFFError
     from fffconvert.figures import figure_class
     from fffconvert.fit import read_corpus
+    from fffconvert.plan import search
+    from fffconvert.plan.file import write_plan
     from fffconvert.recipe import Recipe
 
     for name, value, low in (
@@ -74,12 +76,12 @@ def plan(
             text_columns=tuple(text_column or ()),
         )
         texts = read_corpus(calibration, recipe.text_columns) if calibration else None
-        curves = planning.measure_curves(loaded.model, prepare(loaded.model, recipe, texts, loaded.tokenizer))
-        share = planning.budget_of_speedup(curves, speedup) if speedup is not None else budget
-        chosen = planning.spend(curves, budget=share, max_error=max_error)
-        planning.write_plan(destination, model, curves, chosen)
+        curves = search.measure_curves(loaded.model, prepare(loaded.model, recipe, texts, loaded.tokenizer))
+        share = search.budget_of_speedup(curves, speedup) if speedup is not None else budget
+        chosen = search.spend(curves, budget=share, max_error=max_error)
+        write_plan(destination, model, search.plan_blocks(curves, chosen))
         if plot is not None:
-            planning.plot(plot, curves, chosen)
+            search.plot(plot, curves, chosen)
         rows = [
             {
                 "name": curve.name,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -33,3 +35,24 @@ def read_shapes(path: str | Path) -> dict[str, dict[str, float]]:
     return {
         str(name): {key: values[key] for key in SHAPE if key in values} for name, values in blocks.items()
     }
+
+
+def write_plan(path: Path, model: str, blocks: Mapping[str, dict[str, Any]]) -> None:
+    """Write a plan file, atomically.
+
+    Args:
+        path: The file; replaced if it exists.
+        model: Name of the model that it was made for.
+        blocks: For each block some of `SHAPE`, depth at least, and whatever else a reader wants to know.
+
+    Raises:
+        FFFError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(
+            yaml.safe_dump({"model": model, "blocks": dict(blocks)}, sort_keys=False), encoding="utf-8"
+        )
+        partial.replace(path)
+    except OSError as error:
+        raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error

@@ -1,4 +1,4 @@
-"""Plans: curves of a small model, budgets spent against brute force, files that are read back, refusals."""
+"""Plans: curves of a small model, budgets spent against brute force, refusals."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from test_convert import BY_NAME, batches
 from typer.testing import CliRunner
 
 import fffconvert as fff
-from fffconvert import planning
 from fffconvert.cli import app
 from fffconvert.convert import fit_blocks, prepare
 from fffconvert.errors import FFFError
-from fffconvert.plan.file import read_shapes
-from fffconvert.planning import Choice, Curve, spend
+from fffconvert.plan import search
+from fffconvert.plan.file import read_shapes, write_plan
+from fffconvert.plan.search import Choice, Curve, spend
 from fffconvert.recipe import Recipe
 from fffconvert.tree import FFFLayer
 
@@ -73,12 +73,12 @@ def test_what_cannot_be_met_is_refused():
     with pytest.raises(FFFError, match=r"leave an error of 0\.000"):
         spend(CURVES, max_error=-0.1)
     with pytest.raises(FFFError, match=r"fall by 10\.00x"):
-        planning.budget_of_speedup(CURVES, 20)
+        search.budget_of_speedup(CURVES, 20)
 
 
 def test_speedup_is_that_of_the_whole_model():
     share = 0.9
-    budget = planning.budget_of_speedup(CURVES, 4.0)
+    budget = search.budget_of_speedup(CURVES, 4.0)
     assert 1 / (1 - share + share * budget) == pytest.approx(4.0)
 
 
@@ -88,7 +88,7 @@ def test_measured_plans_convert_the_model(name: str, tmp_path: Path):
     model = case.build()
     prepared = prepare(model, Recipe(depth=1), batches(case), None, case.inputs())
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    curves = planning.measure_curves(model, prepared)
+    curves = search.measure_curves(model, prepared)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(curve.sensitivity > 0 for curve in curves)
     for found in curves:
@@ -97,7 +97,7 @@ def test_measured_plans_convert_the_model(name: str, tmp_path: Path):
         assert list(errors) == sorted(errors, reverse=True)
         assert "leaf_sparsity" in found.choices[-1].shape  # nothing comes nearer to the block than itself
     chosen = spend(curves, budget=0.5)
-    planning.write_plan(tmp_path / "plan.yaml", name, curves, chosen)
+    write_plan(tmp_path / "plan.yaml", name, search.plan_blocks(curves, chosen))
     shapes = read_shapes(tmp_path / "plan.yaml")
     assert shapes == {name: choice.shape for name, choice in chosen.items()}
     prepared = prepare(model, Recipe(depth=0, shapes=shapes), batches(case), None, case.inputs())
@@ -117,27 +117,9 @@ def test_a_plan_of_another_model_is_refused():
         )
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "cannot be read"),
-        ("a: 1", "has no blocks"),
-        ("blocks: {x: 3}", "block 'x' has no depth"),
-        ("blocks: {x: {leaf_width: 3}}", "block 'x' has no depth"),
-    ],
-)
-def test_files_that_are_no_plan_are_refused(text: str, message: str, tmp_path: Path):
-    path = tmp_path / "plan.yaml"
-    path.write_text(text)
-    with pytest.raises(FFFError, match=message):
-        read_shapes(path)
-    with pytest.raises(FFFError, match="cannot be read"):
-        read_shapes(tmp_path / "none.yaml")
-
-
 def test_curves_are_drawn(tmp_path: Path):
     pytest.importorskip("matplotlib")
-    planning.plot(tmp_path / "curves.png", CURVES, spend(CURVES, budget=0.3))
+    search.plot(tmp_path / "curves.png", CURVES, spend(CURVES, budget=0.3))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -179,9 +178,9 @@ def budget_of_speedup(curves: Sequence[Curve], speedup: float) -> float:
     return min(left, 1.0)
 
 
-def write_plan(path: Path, model: str, curves: Sequence[Curve], chosen: Mapping[str, Choice]) -> None:
-    """Write what was chosen, as `fffconvert convert --plan` reads it."""
-    blocks = {
+def plan_blocks(curves: Sequence[Curve], chosen: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
+    """What a plan file says of each block: its shape, the error to expect and the block's sensitivity."""
+    return {
         curve.name: {
             **chosen[curve.name].shape,
             "expected_error": round(chosen[curve.name].error, 5),
@@ -189,14 +188,6 @@ def write_plan(path: Path, model: str, curves: Sequence[Curve], chosen: Mapping[
         }
         for curve in curves
     }
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(
-            yaml.safe_dump({"model": model, "blocks": blocks}, sort_keys=False), encoding="utf-8"
-        )
-        partial.replace(path)
-    except OSError as error:
-        raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error
 
 
 def plot(path: Path, curves: Sequence[Curve], chosen: Mapping[str, Choice]) -> None:
