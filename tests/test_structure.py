@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "figures",
     "native",
+    "activation_names",
     "runtime",
     "locate",
     "plan",
@@ -92,8 +93,9 @@ def test_files_are_short_enough_to_be_one_thing(path: Path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
-def test_the_package_and_its_command_line_start_without_torch():
-    code = "import sys, fffconvert, fffconvert.cli; print({'torch', 'transformers'} & set(sys.modules))"
+@pytest.mark.parametrize("module", ["cli", "plan.spec", "plan.file"])
+def test_the_package_and_its_command_line_and_specifications_start_without_torch(module: str):
+    code = f"import sys, fffconvert.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

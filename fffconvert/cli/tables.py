@@ -86,7 +86,7 @@ def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     """FFF layers, planned, fitted or found in a checkpoint; what is not known of them is left out."""
-    from fffconvert.plan import leaf_in_words  # by now torch, which it needs, is loaded
+    from fffconvert.plan import leaf_in_words
 
     table = _table(
         "fast feedforward layers",

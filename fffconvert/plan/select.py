@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from fffconvert.activation_names import ACTIVATION_NUMBERS
 from fffconvert.errors import FFFError
 from fffconvert.locate import Sites
 from fffconvert.plan.spec import FFFSpec, LayerForm
-from fffconvert.runtime.activations import ACTIVATIONS
 
 
 def select(sites: Sites, modules: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> Sites:
@@ -103,10 +103,10 @@ def known_activation(activation: str, block: str) -> str:
     Raises:
         FFFError: FFF layers lack it.
     """
-    if activation not in ACTIVATIONS:
+    if activation not in ACTIVATION_NUMBERS:
         raise FFFError(
             f"block {block} has an activation that FFF layers lack ({activation}); expected one of "
-            f"{', '.join(ACTIVATIONS)}: leave the block out with --exclude"
+            f"{', '.join(ACTIVATION_NUMBERS)}: leave the block out with --exclude"
         )
     return activation
 

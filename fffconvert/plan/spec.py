@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from fffconvert.activation_names import ACTIVATION_NUMBERS
 from fffconvert.errors import FFFError
-from fffconvert.runtime.activations import ACTIVATIONS
 
 MAX_DEPTH = 20
 """2^21 - 1 nodes; at d_model 768 a deeper tree would need over 12 GB of float32 rows."""
@@ -34,7 +34,7 @@ class FFFSpec:
         leaf_sparsity: Share of a leaf's neurons that a token skips once their activation is known to be small
             (of all tokens and neurons on the text that the layer was fitted on); 0 for none.
         leaf_gated: The leaf blocks are gated: the activation of one projection times a second.
-        activation: Name of the activation, a key of `fffconvert.runtime.activations.ACTIVATIONS`.
+        activation: Name of the activation, a key of `fffconvert.activation_names.ACTIVATION_NUMBERS`.
         feature_axis: Axis of the input that holds the features (-1, or 1 for convolution layouts).
 
     Reference: arXiv 2311.10770, section 3; arXiv 2308.14711 for leaf blocks; arXiv 2404.08763 for thresholds.
@@ -74,9 +74,9 @@ class FFFSpec:
                 raise FFFError(f"{name} is {getattr(self, name)!r}; expected true or false")
         if not isinstance(self.feature_axis, int) or self.feature_axis not in (-1, 1):
             raise FFFError(f"feature_axis is {self.feature_axis!r}; expected -1 or 1")
-        if self.activation not in ACTIVATIONS:
+        if self.activation not in ACTIVATION_NUMBERS:
             raise FFFError(
-                f"unknown activation {self.activation!r}; expected one of {', '.join(ACTIVATIONS)}"
+                f"unknown activation {self.activation!r}; expected one of {', '.join(ACTIVATION_NUMBERS)}"
             )
 
     @property

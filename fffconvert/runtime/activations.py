@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fffconvert.activation_names import ACTIVATION_NUMBERS
+
 
 @dataclass(frozen=True)
 class Activation:
     """A pointwise function.
 
     Attributes:
-        number: What it is called in native code and in exported files; never given to another function.
+        number: What it is called in native code and in exported files, from `ACTIVATION_NUMBERS`.
         fn: Maps a floating point tensor of any shape to one of the same shape and dtype.
         derivative: The derivative of `fn` at each element, likewise.
     """
@@ -62,23 +64,22 @@ def _hardswish_derivative(x: Tensor) -> Tensor:
 
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": Activation(0, F.gelu, _gelu_derivative),
-    "gelu_tanh": Activation(1, lambda x: F.gelu(x, approximate="tanh"), _gelu_tanh_derivative),
-    "quick_gelu": Activation(
-        2, lambda x: x * torch.sigmoid(1.702 * x), lambda x: _swish_derivative(x, 1.702)
-    ),
-    "silu": Activation(3, F.silu, _swish_derivative),
-    "relu": Activation(4, F.relu, lambda x: (x > 0).to(x.dtype)),
-    "relu2": Activation(5, lambda x: F.relu(x).square(), lambda x: 2 * F.relu(x)),
-    "leaky_relu": Activation(6, F.leaky_relu, lambda x: torch.where(x > 0, torch.ones_like(x), 0.01)),
-    "elu": Activation(7, F.elu, _elu_derivative),
-    "selu": Activation(8, F.selu, lambda x: _elu_derivative(x, _SELU_SCALE, _SELU_ALPHA)),
-    "tanh": Activation(9, torch.tanh, lambda x: 1 - torch.tanh(x).square()),
-    "sigmoid": Activation(10, torch.sigmoid, _sigmoid_derivative),
-    "softplus": Activation(11, F.softplus, torch.sigmoid),
-    "mish": Activation(12, F.mish, _mish_derivative),
-    "hardswish": Activation(13, F.hardswish, _hardswish_derivative),
-    "identity": Activation(14, lambda x: x, torch.ones_like),
+_FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "gelu": (F.gelu, _gelu_derivative),
+    "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), _gelu_tanh_derivative),
+    "quick_gelu": (lambda x: x * torch.sigmoid(1.702 * x), lambda x: _swish_derivative(x, 1.702)),
+    "silu": (F.silu, _swish_derivative),
+    "relu": (F.relu, lambda x: (x > 0).to(x.dtype)),
+    "relu2": (lambda x: F.relu(x).square(), lambda x: 2 * F.relu(x)),
+    "leaky_relu": (F.leaky_relu, lambda x: torch.where(x > 0, torch.ones_like(x), 0.01)),
+    "elu": (F.elu, _elu_derivative),
+    "selu": (F.selu, lambda x: _elu_derivative(x, _SELU_SCALE, _SELU_ALPHA)),
+    "tanh": (torch.tanh, lambda x: 1 - torch.tanh(x).square()),
+    "sigmoid": (torch.sigmoid, _sigmoid_derivative),
+    "softplus": (F.softplus, torch.sigmoid),
+    "mish": (F.mish, _mish_derivative),
+    "hardswish": (F.hardswish, _hardswish_derivative),
+    "identity": (lambda x: x, torch.ones_like),
 }
-"""GELU is the exact form; `gelu_tanh` covers transformers' gelu_new, gelu_fast and gelu_pytorch_tanh."""
+
+ACTIVATIONS = {name: Activation(number, *_FUNCTIONS[name]) for name, number in ACTIVATION_NUMBERS.items()}
