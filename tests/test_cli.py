@@ -29,8 +29,6 @@ from transformers.utils import logging
 from typer.testing import CliRunner
 
 from fffconvert.cli import app
-from fffconvert.cli.commands import Layer
-from fffconvert.plan import LayerForm
 
 MAIN = "from fffconvert.cli import main; main()"
 WORDS = [f"{first}{second}" for first in "bdfgkl" for second in ("a", "e", "i", "o", "u")]
@@ -218,9 +216,6 @@ class TestConvert:
         assert run(*arguments).exit_code == 0
         assert "exists; choose another -o, or add --overwrite" in one_line(run(*arguments))
         assert run(*arguments, "--overwrite").exit_code == 0
-
-    def test_layer_names_are_those_of_the_library(self):
-        assert {layer.value for layer in Layer} == {form.value for form in LayerForm}
 
 
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:

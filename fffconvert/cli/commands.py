@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ import typer
 
 from fffconvert.cli import tables
 from fffconvert.cli.reporting import OneLineUsage, Output, one_line_errors, output
+from fffconvert.plan import LayerForm
 
 if TYPE_CHECKING:
     from fffconvert.convert import ConvertedModel
@@ -51,13 +51,6 @@ Overwrite = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks, and what other libraries log.")]
-
-
-class Layer(str, Enum):
-    """`fffconvert.plan.LayerForm`, without importing torch for it."""
-
-    BRANCH = "branch"
-    PAPER = "paper"
 
 
 @app.command()
@@ -115,8 +108,8 @@ def convert(
         typer.Option(help="Share of a leaf's neurons that a token skips, those of small activation."),
     ] = 0.0,
     layer: Annotated[
-        Layer, typer.Option(help="An output row per branch fits better; per node is the paper's.")
-    ] = (Layer.BRANCH),
+        LayerForm, typer.Option(help="An output row per branch fits better; per node is the paper's.")
+    ] = LayerForm.BRANCH,
     include: Annotated[
         list[str] | None, typer.Option(help="Only blocks that match, as in 'encoder.layer.0'.")
     ] = None,
@@ -151,7 +144,6 @@ def convert(
     """Replace MODEL's feedforward blocks by FFF layers, fitted to what they do, and save the model."""
     from fffconvert.convert import convert_model
     from fffconvert.errors import FFFError
-    from fffconvert.plan import LayerForm
     from fffconvert.plan.file import read_shapes
     from fffconvert.recipe import Recipe
 
@@ -166,7 +158,7 @@ def convert(
             trunk=trunk,
             leaf_width=leaf_width,
             leaf_sparsity=leaf_sparsity,
-            layer=LayerForm(layer.value),
+            layer=layer,
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             tokens=tokens,

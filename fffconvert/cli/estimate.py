@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fffconvert.cli import estimate_tables as tables
-from fffconvert.cli.commands import AsJson, Debug, Layer, RemoteCode, Revision, app
+from fffconvert.cli.commands import AsJson, Debug, RemoteCode, Revision, app
 from fffconvert.cli.reporting import Output, one_line_errors, output
+from fffconvert.plan import LayerForm
 
 if TYPE_CHECKING:
     from fffconvert.estimate import Estimate
@@ -54,9 +55,9 @@ def estimate(
         float | None,
         typer.Option(help="Instead of --trees: share of a block's multiply-adds that may be left."),
     ] = None,
-    layer: Annotated[Layer, typer.Option(help="Form of the layer: what is stored, not what is computed.")] = (
-        Layer.BRANCH
-    ),
+    layer: Annotated[
+        LayerForm, typer.Option(help="Form of the layer: what is stored, not what is computed.")
+    ] = LayerForm.BRANCH,
     context: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 512,
     batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
     phase: Annotated[
@@ -128,7 +129,7 @@ def estimate(
                 trees=trees,
                 trunk=trunk,
                 active_fraction=active_fraction,
-                layer=layer.value,
+                layer=layer,
                 context=context,
                 batch=batch,
                 phase=phase.value,

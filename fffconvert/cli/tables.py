@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from fffconvert.plan import leaf_in_words
+
 
 def blocks(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The feedforward blocks of a model, from the `blocks` of `inspect --json`."""
@@ -86,8 +88,6 @@ def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def layers(rows: Iterable[Mapping[str, Any]]) -> Table:
     """FFF layers, planned, fitted or found in a checkpoint; what is not known of them is left out."""
-    from fffconvert.plan import leaf_in_words
-
     table = _table(
         "fast feedforward layers",
         (
@@ -151,8 +151,6 @@ def routing(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 def plan(rows: Iterable[Mapping[str, Any]]) -> Table:
     """What each block is to become, from the `blocks` of `plan --json`."""
-    from fffconvert.plan import leaf_in_words
-
     table = _table(
         "plan",
         ("name", "trees", "trunk", "leaf", "MACs", "expected error", "sensitivity", "parameters"),
