@@ -19,6 +19,7 @@ ORDER = [
     "figures",
     "native",
     "activation_names",
+    "forward",
     "runtime",
     "locate",
     "plan",

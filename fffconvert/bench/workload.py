@@ -19,8 +19,8 @@ from fffconvert.errors import FFFError
 from fffconvert.fit import default_corpus, fit_layer
 from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_decoder_inputs
 from fffconvert.fit.length import longest
+from fffconvert.forward import evaluation
 from fffconvert.locate import FFNSite
-from fffconvert.locate.capture import evaluation
 from fffconvert.plan import FFFSpec, LayerForm
 from fffconvert.plan.select import known_activation
 from fffconvert.recipe import Recipe

@@ -15,7 +15,7 @@ from fffconvert.deploy.outputs import main_output
 from fffconvert.fit.corpus import default_corpus, rendered
 from fffconvert.fit.length import longest
 from fffconvert.fit.rows import Row
-from fffconvert.locate.capture import evaluation
+from fffconvert.forward import evaluation
 from fffconvert.locate.inputs import example_inputs
 
 TEXTS = 64

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fffconvert.errors import FFFError
-from fffconvert.locate.capture import evaluation
+from fffconvert.forward import evaluation
 from fffconvert.locate.inputs import Inputs, inputs_for
 from fffconvert.runtime import Inference
 from fffconvert.runtime.int8_linear import Int8Linear

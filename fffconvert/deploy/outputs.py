@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fffconvert.locate.capture import tensors_in
+from fffconvert.forward import tensors_in
 
 
 def main_output(output: Any) -> tuple[str, Tensor]:

@@ -13,9 +13,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
+from fffconvert.forward import evaluation
 from fffconvert.hub.attention import bfloat16_attention, use_bfloat16_attention
 from fffconvert.hub.deployment import join, put_int8
-from fffconvert.locate.capture import evaluation
 from fffconvert.locate.inputs import Inputs, inputs_for
 from fffconvert.runtime.int8_linear import Int8Linear, int8_trunk
 from fffconvert.surgery import layers_of

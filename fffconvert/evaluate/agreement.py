@@ -12,7 +12,7 @@ from fffconvert.evaluate.batches import embed_tokens, equal_lengths
 from fffconvert.evaluate.language import logits_of
 from fffconvert.evaluate.metrics import Units
 from fffconvert.fit.masking import masked_tokens
-from fffconvert.locate.capture import evaluation
+from fffconvert.forward import evaluation
 
 
 def embeddings(model: nn.Module, teacher: nn.Module, sequences: Sequence[Sequence[int]]) -> Units:

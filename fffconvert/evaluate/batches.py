@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fffconvert.fit.length import longest
-from fffconvert.locate.capture import evaluation
+from fffconvert.forward import evaluation
 
 TOKENS_PER_BATCH = 4096
 

@@ -15,7 +15,7 @@ from fffconvert.evaluate.batches import equal_lengths
 from fffconvert.evaluate.metrics import Units
 from fffconvert.fit.calibrate import Batch, sequences_of
 from fffconvert.fit.masking import head, masked_tokens
-from fffconvert.locate.capture import evaluation
+from fffconvert.forward import evaluation
 
 LENGTH = 512
 """Tokens of a window of perplexity, and of the longest sequence with masked tokens."""

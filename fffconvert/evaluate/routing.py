@@ -15,7 +15,7 @@ from fffconvert.evaluate.store import Store
 from fffconvert.evaluate.subject import Subject
 from fffconvert.evaluate.tasks import Options, read_documents
 from fffconvert.fit.length import longest
-from fffconvert.locate.capture import evaluation
+from fffconvert.forward import evaluation
 from fffconvert.store import digest
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer

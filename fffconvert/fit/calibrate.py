@@ -22,8 +22,8 @@ from fffconvert.fit.length import longest
 from fffconvert.fit.masking import with_masks
 from fffconvert.fit.padding import mask_for, without_padding
 from fffconvert.fit.rows import Row, read_row
+from fffconvert.forward import evaluation, tensors_in
 from fffconvert.locate import FFNSite
-from fffconvert.locate.capture import evaluation, tensors_in
 from fffconvert.locate.inputs import keywords
 
 Batch = Mapping[str, Any]

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from fffconvert.errors import FFFError
 from fffconvert.fit.calibrate import Batch, Reached, block_inputs, captured_inputs, on_device
+from fffconvert.forward import evaluation
 from fffconvert.locate import FFNSite
-from fffconvert.locate.capture import evaluation
 
 MEMORY = 4 << 30
 """Bytes of hidden states that are held in memory; more go to a temporary file."""

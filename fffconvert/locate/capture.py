@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from fffconvert.forward import evaluation, tensors_in
 
 LINEARS = {F.linear, torch.ops.aten.linear.default}
 MATMULS = {
@@ -88,20 +90,6 @@ class Capture:
     outputs: list[fx.Node]
 
 
-@contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put every submodule in eval mode, without gradients and with a fixed seed; undo it afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Capture:
     """Run `model(**inputs)` once in eval mode and record it. The model is left as it was.
 
@@ -125,17 +113,6 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Capture:
         result = model(**inputs)
     outputs = [recorder.node(tensor) for tensor in tensors_in(result)]
     return Capture(recorder.graph, recorder.calls, outputs)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in nested containers, in order (model outputs are mappings)."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
 
 
 def _identifier(name: str) -> str:

@@ -22,8 +22,8 @@ from fffconvert.fit.mean import MeanOutput
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.padding import mask_for, without_padding
 from fffconvert.fit.stream import ActivationStream
+from fffconvert.forward import evaluation, tensors_in
 from fffconvert.locate import FFNSite
-from fffconvert.locate.capture import evaluation, tensors_in
 from fffconvert.plan import FFFSpec
 
 SHARES = (0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fffconvert.locate.capture import capture, evaluation, tensors_in
+from fffconvert.locate.capture import capture
 
 
 class Net(nn.Module):
@@ -77,25 +76,3 @@ def test_dropout_is_a_step_of_its_own_in_eval_mode():
 def test_unused_parameters_leave_no_trace():
     recorded = record(lambda m, x: x + 1)
     assert not [node for node in recorded.graph.nodes if node.op == "get_attr"]
-
-
-def test_evaluation_restores_modes_even_after_an_error():
-    model = nn.Sequential(nn.Dropout(), nn.Linear(2, 2))
-    model[1].eval()
-    state = torch.random.get_rng_state()
-
-    def fail() -> None:
-        with evaluation(model):
-            assert not any(module.training for module in model.modules())
-            torch.rand(3)
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fail()
-    assert [module.training for module in model.modules()] == [True, True, False]
-    assert torch.equal(state, torch.random.get_rng_state())
-
-
-def test_tensors_in_nested_outputs():
-    a, b, c = torch.zeros(1), torch.zeros(2), torch.zeros(3)
-    assert tensors_in({"x": a, "y": [b, (c, "text", 1)], "z": None}) == [a, b, c]

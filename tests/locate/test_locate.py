@@ -13,8 +13,9 @@ from transformers import BatchEncoding
 from zoo import ARCHITECTURES, HANDWRITTEN, Case
 
 from fffconvert.errors import FFFError
+from fffconvert.forward import evaluation
 from fffconvert.locate import locate
-from fffconvert.locate.capture import capture, evaluation
+from fffconvert.locate.capture import capture
 from fffconvert.locate.operations import multiply_adds
 
 CASES = [*ARCHITECTURES, *HANDWRITTEN]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import surgery
+from fffconvert.forward import tensors_in
 from fffconvert.locate import locate
-from fffconvert.locate.capture import tensors_in
 
 
 @dataclass(frozen=True)

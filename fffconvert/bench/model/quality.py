@@ -20,7 +20,7 @@ from fffconvert.evaluate.data import read_table
 from fffconvert.evaluate.metrics import SPEARMAN
 from fffconvert.evaluate.sentence import similarity
 from fffconvert.evaluate.tasks import SIMILARITY
-from fffconvert.locate.capture import evaluation
+from fffconvert.forward import evaluation
 from fffconvert.locate.inputs import example_inputs
 
 ASKED, ANSWERED = "asked.npz", "answered.npy"
