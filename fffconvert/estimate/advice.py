@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from fffconvert.estimate import roofline
 from fffconvert.estimate.anatomy import Part
+from fffconvert.estimate.case import Case
 from fffconvert.estimate.conversion import break_even_tokens, converted, deleted, limit
 from fffconvert.estimate.workload import Phase
 from fffconvert.plan import MAX_TREES
-
-if TYPE_CHECKING:
-    from fffconvert.estimate.report import Estimate
 
 ENOUGH = 0.9
 """Share of the possible gain that is called enough."""
@@ -28,19 +25,19 @@ WORDS = {
 }
 
 
-def advise(estimate: Estimate) -> list[str]:
-    """Sentences about an estimate, the most important first."""
-    return [*_limits(estimate), *_enough(estimate), *_warnings(estimate)]
+def advise(case: Case) -> list[str]:
+    """Sentences about a case, the most important first."""
+    return [*_limits(case), *_enough(case), *_warnings(case)]
 
 
-def most_trees(estimate: Estimate) -> int | None:
+def most_trees(case: Case) -> int | None:
     """The most trees of that depth that keep `ENOUGH` of the possible gain; None if one is too many."""
-    wanted = 1 + ENOUGH * (estimate.model_speedup_limit - 1)
-    whole = sum(estimate.anatomy.macs(estimate.work).values())
+    wanted = 1 + ENOUGH * (case.model_speedup_limit - 1)
+    whole = sum(case.anatomy.macs(case.work).values())
 
     def suffices(trees: int) -> bool:
-        specs = [dataclasses.replace(spec, trees=trees) for spec in estimate.specs]
-        return whole / sum(converted(estimate.anatomy, specs).macs(estimate.work).values()) >= wanted
+        specs = [dataclasses.replace(spec, trees=trees) for spec in case.specs]
+        return whole / sum(converted(case.anatomy, specs).macs(case.work).values()) >= wanted
 
     if not suffices(1):
         return None
@@ -51,26 +48,26 @@ def most_trees(estimate: Estimate) -> int | None:
     return low
 
 
-def _limits(estimate: Estimate) -> list[str]:
-    work = estimate.work
-    dense = estimate.anatomy.macs(work)
+def _limits(case: Case) -> list[str]:
+    work = case.work
+    dense = case.anatomy.macs(work)
     share = dense[Part.FEEDFORWARD] / sum(dense.values())
-    rest = deleted(estimate.anatomy).macs(work)
+    rest = deleted(case.anatomy).macs(work)
     largest = max(rest, key=lambda part: rest[part])
     said = [
         f"{share:.0%} of the multiply-adds are feedforward at a context of {work.context:,}: even if "
         "the blocks "
-        f"cost nothing, the model would be at most {estimate.model_speedup_limit:.2f}x faster. After that, "
+        f"cost nothing, the model would be at most {case.model_speedup_limit:.2f}x faster. After that, "
         f"{WORDS[largest]} ({rest[largest] / max(1, sum(rest.values())):.0%} of the rest) decide."
     ]
-    longer = limit(estimate.anatomy, estimate.at_context(8 * work.context))
-    if longer < 0.9 * estimate.model_speedup_limit:
+    longer = limit(case.anatomy, case.at_context(8 * work.context))
+    if longer < 0.9 * case.model_speedup_limit:
         said.append(f"The longer the context, the less: the limit at {8 * work.context:,} is {longer:.2f}x.")
     return said
 
 
-def _enough(estimate: Estimate) -> list[str]:
-    spec, block, trees = estimate.spec, estimate.block, most_trees(estimate)
+def _enough(case: Case) -> list[str]:
+    spec, block, trees = case.spec, case.block, most_trees(case)
     if trees is None:
         return [
             f"One tree of depth {spec.depth} is {spec.active_width} of {block.d_hidden:,} neurons and "
@@ -85,10 +82,10 @@ def _enough(estimate: Estimate) -> list[str]:
     ]
 
 
-def _warnings(estimate: Estimate) -> list[str]:
+def _warnings(case: Case) -> list[str]:
     said = []
-    work, block, spec = estimate.work, estimate.block, estimate.spec
-    if estimate.model_speedup_limit < POOR:
+    work, block, spec = case.work, case.block, case.spec
+    if case.model_speedup_limit < POOR:
         said.append(
             f"Not worth it at this context: what can be gained is under {POOR - 1:.0%}, and quality "
             "will drop."
@@ -108,8 +105,8 @@ def _warnings(estimate: Estimate) -> list[str]:
             "bytes as the "
             f"dense block (from {even:,} tokens on): memory traffic is no longer saved, only multiply-adds."
         )
-    weights = roofline.weight_bytes(estimate.converted, estimate.dtype)
-    machine = estimate.machine
+    weights = roofline.weight_bytes(case.converted, case.dtype)
+    machine = case.machine
     if machine is not None and weights > machine.memory_bytes:
         said.append(
             f"The converted weights take {weights / 1e9:,.1f} GB, more than the "
@@ -118,8 +115,8 @@ def _warnings(estimate: Estimate) -> list[str]:
         )
     if machine is not None:
         before, after = (
-            roofline.duration(anatomy, work, machine, estimate.dtype)
-            for anatomy in (estimate.anatomy, estimate.converted)
+            roofline.duration(anatomy, work, machine, case.dtype)
+            for anatomy in (case.anatomy, case.converted)
         )
         if before.seconds / after.seconds < POOR:
             said.append(

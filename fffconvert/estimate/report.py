@@ -13,8 +13,9 @@ from torch import nn
 from fffconvert.errors import FFFError
 from fffconvert.estimate import roofline
 from fffconvert.estimate.advice import advise
-from fffconvert.estimate.anatomy import Anatomy, Block, Part
-from fffconvert.estimate.conversion import Budget, break_even_tokens, converted, deleted, limit
+from fffconvert.estimate.anatomy import Part
+from fffconvert.estimate.case import Case
+from fffconvert.estimate.conversion import Budget, break_even_tokens, deleted, limit
 from fffconvert.estimate.hardware import BYTES, Hardware, hardware
 from fffconvert.estimate.models import anatomy_of, preset
 from fffconvert.estimate.workload import Phase, Workload
@@ -30,59 +31,20 @@ UTILISATION = 0.4
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Case):
     """What fast feedforward layers would bring to a model.
 
     Attributes:
         model: Its name.
         source: Where its shape was published, for a model of the list.
         published: Its published number of parameters.
-        anatomy: Its formulas.
-        specs: The layer in the place of each block.
-        work: Batch, context, phase.
-        dtype: Of weights and activations.
-        machine: Where it runs, if that was asked.
         tokens: Training tokens.
     """
 
     model: str
     source: str | None
     published: int | None
-    anatomy: Anatomy
-    specs: tuple[FFFSpec, ...]
-    work: Workload
-    dtype: str
-    machine: Hardware | None
     tokens: int
-
-    @property
-    def converted(self) -> Anatomy:
-        """The formulas of the converted model."""
-        return converted(self.anatomy, self.specs)
-
-    @property
-    def block(self) -> Block:
-        """The block that computes most; the figures for one layer are about it."""
-        return max(self.anatomy.blocks, key=lambda block: block.macs * block.rows.count)
-
-    @property
-    def spec(self) -> FFFSpec:
-        """The layer in the place of `block`."""
-        return self.specs[self.anatomy.blocks.index(self.block)]
-
-    @property
-    def model_speedup_limit(self) -> float:
-        """Amdahl's limit by counting: if the blocks cost nothing."""
-        return limit(self.anatomy, self.work)
-
-    @property
-    def model_speedup(self) -> float:
-        """The whole model's multiply-adds over those of the converted one."""
-        return sum(self.anatomy.macs(self.work).values()) / sum(self.converted.macs(self.work).values())
-
-    def at_context(self, context: int) -> Workload:
-        """The same work with another context."""
-        return Workload(self.work.batch, context, self.work.phase, self.work.generates)
 
     def to_dict(self) -> dict[str, Any]:
         """The document that `fffconvert estimate --json` prints."""
@@ -275,14 +237,14 @@ def estimate(
     name = model if isinstance(model, str) else type(model).__name__
     known = preset(model, revision) if isinstance(model, str) else None
     return Estimate(
-        name,
-        known.source if known else None,
-        known.parameters if known else None,
         anatomy,
         tuple(budget.spec(block) for block in anatomy.blocks),
         Workload(work.batch, work.context, wanted, anatomy.generates),
         dtype,
         where,
+        name,
+        known.source if known else None,
+        known.parameters if known else None,
         tokens,
     )
 
