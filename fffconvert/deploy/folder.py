@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from fffconvert import hub
-from fffconvert.controls import read_conversion
 from fffconvert.deploy.agreement import Agreement, Outputs
 from fffconvert.deploy.layers import LayerDeployment, deploy_layers, original_blocks
 from fffconvert.deploy.memory import weight_bytes
@@ -20,7 +19,7 @@ from fffconvert.deploy.rest import LinearDeployment, check_rest, fast_attention,
 from fffconvert.errors import FFFError
 from fffconvert.fit.corpus import read_corpus
 from fffconvert.hub.deployment import TARGETS, Deployment, apply
-from fffconvert.hub.output import RECIPE, writing
+from fffconvert.hub.output import RECIPE, read_conversion, writing
 
 RECORD = "deploy.json"
 

@@ -12,13 +12,13 @@ from typing import Any
 from accelerate import PartialState
 
 from fffconvert import hub
-from fffconvert.controls import Control, make_control, read_conversion
+from fffconvert.controls import Control, make_control
 from fffconvert.distill.checks import local_files
 from fffconvert.distill.recipe import Recipe
 from fffconvert.distill.run import JOURNAL, TENSORBOARD, Trainee, run_stages
 from fffconvert.distill.signals import placements
 from fffconvert.errors import FFFError
-from fffconvert.hub.output import METRICS
+from fffconvert.hub.output import METRICS, read_conversion
 from fffconvert.store import fingerprint
 
 

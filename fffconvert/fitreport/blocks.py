@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fffconvert.controls import dense_control, kept_neurons, random_routing
 from fffconvert.fit import fit_layer
 from fffconvert.fit.diagnose import diagnose, outputs
 from fffconvert.fit.layer import r2
 from fffconvert.fit.moments import token_weights
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.refine import refine_layer, split_off
-from fffconvert.fitreport.controls import dense_control, kept_neurons, random_routing
 from fffconvert.fitreport.experts import fit_experts
 from fffconvert.locate import FFNSite
 from fffconvert.plan import FFFSpec

@@ -13,28 +13,22 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fffconvert import hub, surgery
-from fffconvert.convert import BlockResult, Prepared, fit_blocks, prepare
+from fffconvert import hub
+from fffconvert.controls import delete_blocks, randomise, replace_by_dense
+from fffconvert.convert import BlockResult, fit_blocks, prepare
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.language import LENGTH
 from fffconvert.fit import read_corpus
 from fffconvert.fit.calibrate import Batch, Calibration, text_calibration
 from fffconvert.fit.corpus import rendered
-from fffconvert.fit.diagnose import outputs
 from fffconvert.fit.masking import masked_tokens
-from fffconvert.fit.mean import MeanOutput
-from fffconvert.fit.neurons import neurons_of
-from fffconvert.fit.refine import split_off
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.fitreport import tasks
 from fffconvert.fitreport.blocks import LARGE, LEAF_DEPTH, Effort, compare_block
-from fffconvert.fitreport.controls import dense_control, random_routing
-from fffconvert.locate import FFNSite
 from fffconvert.recipe import Recipe
 from fffconvert.store import digest, written
-from fffconvert.tree import FFFLayer
 
 SECTIONS = ("blocks", "sts", "mlm", "lm")
 ENGLISH = ("text/wiki_en/train.jsonl.gz", "text/books/train.jsonl.gz")
@@ -186,7 +180,7 @@ def _sts(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
         say(f"sts: converted {scores['converted']:.4f}")
         randomise(loaded.model)
         scores["random_routing"] = tasks.sts_spearman(loaded.model, tokenizer, path)
-        delete_blocks(deleted, prepared, text.fitted[:8])
+        delete_blocks(deleted, prepared.sites, text.fitted[:8])
         scores["deleted"] = tasks.sts_spearman(deleted, tokenizer, path)
         return {
             "spearman": scores,
@@ -229,9 +223,9 @@ def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
         dense, deleted = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
         results = fit_blocks(loaded.model, prepared)
         scores["converted"] = loss(loaded.model, "converted")
-        replace_by_dense(dense, prepared, text.fitted, REACTION_WIDTH, settings.effort)
+        replace_by_dense(dense, prepared.sites, text.fitted, REACTION_WIDTH, settings.effort.passes)
         scores["dense"] = loss(dense, "dense")
-        delete_blocks(deleted, prepared, text.fitted[:8])
+        delete_blocks(deleted, prepared.sites, text.fitted[:8])
         scores["deleted"] = loss(deleted, "deleted")
         gap = {name: row["loss"] - scores["original"]["loss"] for name, row in scores.items()}
         return {
@@ -276,47 +270,6 @@ def _size(results: Sequence[BlockResult]) -> dict[str, float]:
         "skipped_share": fmean(r.skipped_share or 0.0 for r in results),
         "storage": sum(r.parameters for r in results) / sum(r.parameters_before for r in results),
     }
-
-
-def randomise(model: nn.Module) -> None:
-    """Draw the routing of every FFF layer anew, in place."""
-    for module in model.modules():
-        if isinstance(module, FFFLayer):
-            module.load_state_dict(random_routing(module).state_dict())
-
-
-def delete_blocks(model: nn.Module, prepared: Prepared, batches: Sequence[Batch]) -> None:
-    """Replace block after block by its mean output on what it still gets."""
-
-    def mean(site: FFNSite, x: Tensor) -> nn.Module:
-        with torch.no_grad():
-            return MeanOutput(site.dense()(x).mean(0), site.placement.feature_axis)
-
-    _replace_each(model, prepared, batches, mean)
-
-
-def replace_by_dense(
-    model: nn.Module, prepared: Prepared, batches: Sequence[Batch], width: int, effort: Effort
-) -> None:
-    """Replace block after block by a dense one of a given width, trained on what it gets."""
-
-    def dense(site: FFNSite, x: Tensor) -> nn.Module:
-        with torch.no_grad():
-            y = outputs(site.dense(), x)
-        return dense_control(*split_off(x, y), width, neurons_of(site).activation, passes=effort.passes)[0]
-
-    _replace_each(model, prepared, batches, dense)
-
-
-def _replace_each(
-    model: nn.Module,
-    prepared: Prepared,
-    batches: Sequence[Batch],
-    make: Callable[[FFNSite, Tensor], nn.Module],
-) -> None:
-    stream = ActivationStream(model, prepared.sites, batches)
-    for site in prepared.sites:
-        surgery.replace(model, {site: make(site, torch.cat(stream.inputs(site)))})
 
 
 def _masked(batch: Batch, mask: int, special: Sequence[int], seed: int) -> Batch:

@@ -1,4 +1,7 @@
-"""Writes a converted model's folder so that it is whole or not there, whenever the process dies."""
+"""Writes a converted model's folder so that it is whole or not there, whenever the process dies.
+
+Reads back the recipe in it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import yaml
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from fffconvert.errors import FFFError
+from fffconvert.errors import FFFError, first_line
 from fffconvert.hub.card import CARD, model_card
 
 RECIPE = "fffconvert.yaml"
@@ -72,6 +75,22 @@ def save(
             else:
                 shutil.copyfile(path, partial / path.name)
     return Path(output).expanduser().resolve()
+
+
+def read_conversion(folder: str | Path) -> dict[str, Any]:
+    """The conversion's recipe in a folder of ours, with what a distillation added to it.
+
+    Raises:
+        FFFError: There is none.
+    """
+    path = Path(folder, RECIPE)
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FFFError(f"{folder} is no conversion: {first_line(error)}; see fffconvert convert") from error
+    if not isinstance(recipe, dict) or "model" not in recipe:
+        raise FFFError(f"{path} names no model; expected what fffconvert convert writes")
+    return recipe
 
 
 def _copy_sentence_transformers(original: Path, output: Path) -> None:

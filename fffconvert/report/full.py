@@ -15,7 +15,7 @@ from fffconvert import hub
 from fffconvert.bench.model.run import bench_model
 from fffconvert.bench.model.settings import ModelBench, missing_packages
 from fffconvert.bench.model.torch_models import CONFIG
-from fffconvert.controls import Control, make_control, read_conversion
+from fffconvert.controls import Control, make_control
 from fffconvert.convert import convert_model, prepare
 from fffconvert.distill import distill_model
 from fffconvert.distill.checks import is_causal
@@ -27,7 +27,7 @@ from fffconvert.evaluate import evaluate
 from fffconvert.evaluate.run import write_whole
 from fffconvert.evaluate.sweep import Grid, run_sweep
 from fffconvert.evaluate.tasks import Options, read_documents
-from fffconvert.hub.output import RECIPE
+from fffconvert.hub.output import RECIPE, read_conversion
 from fffconvert.recipe import Recipe
 from fffconvert.report.build import Report, check_tools, report
 from fffconvert.report.documents import BENCHMARK

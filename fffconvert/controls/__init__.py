@@ -1,0 +1,23 @@
+"""What a conversion is held against: its original with deleted, dense or randomly routed blocks."""
+
+from __future__ import annotations
+
+from fffconvert.controls.deleted import delete_blocks
+from fffconvert.controls.dense import dense_control, replace_by_dense
+from fffconvert.controls.kinds import Control, frozen_parameters
+from fffconvert.controls.make import make_control
+from fffconvert.controls.neurons import kept_neurons
+from fffconvert.controls.random_routing import random_routing, randomise, randomly_routed
+
+__all__ = [
+    "Control",
+    "delete_blocks",
+    "dense_control",
+    "frozen_parameters",
+    "kept_neurons",
+    "make_control",
+    "random_routing",
+    "randomise",
+    "randomly_routed",
+    "replace_by_dense",
+]
