@@ -7,7 +7,7 @@ from fffconvert.controls.dense import dense_control, replace_by_dense
 from fffconvert.controls.kinds import Control, frozen_parameters
 from fffconvert.controls.make import make_control
 from fffconvert.controls.neurons import kept_neurons
-from fffconvert.controls.random_routing import random_routing, randomise, randomly_routed
+from fffconvert.controls.random_routing import randomise, randomly_routed
 
 __all__ = [
     "Control",
@@ -16,7 +16,6 @@ __all__ = [
     "frozen_parameters",
     "kept_neurons",
     "make_control",
-    "random_routing",
     "randomise",
     "randomly_routed",
     "replace_by_dense",

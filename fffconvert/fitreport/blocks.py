@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fffconvert.controls import dense_control, kept_neurons, random_routing
+from fffconvert.controls import dense_control, kept_neurons, randomly_routed
 from fffconvert.fit import fit_layer
 from fffconvert.fit.diagnose import diagnose, outputs
 from fffconvert.fit.layer import r2
@@ -107,7 +107,7 @@ def compare_block(
     leaves = fitted("leaves", depth=LEAF_DEPTH, leaf_width=LARGE - LEAF_DEPTH - 1)
     for depth in effort.leaf_depths:
         fitted(f"leaves_depth_{depth}", depth=depth, leaf_width=LARGE - depth - 1)
-    note("leaves_random_routing", random_routing(leaves), LARGE, leaves.spec.parameters)
+    note("leaves_random_routing", randomly_routed(leaves), LARGE, leaves.spec.parameters)
     note("neurons", kept_neurons(*own, neurons, LARGE), LARGE, LARGE * 2 * d + d)
     experts = fit_experts(*own, neurons, LARGE)
     note("experts", experts, LARGE, site.parameters)

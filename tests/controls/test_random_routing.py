@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fffconvert.controls import random_routing, randomly_routed
+from fffconvert.controls import randomly_routed
 from fffconvert.fit import fit_layer, r2
 from fffconvert.fit.neurons import Neurons
 from fffconvert.plan import FFFSpec
@@ -21,12 +21,12 @@ def test_random_routing_keeps_everything_but_the_hyperplanes_and_balances_them(s
     assert counts.min() > 0.9 * len(x) / made.spec.leaves
 
 
-def test_random_routing_keeps_all_but_the_hyperplanes(neurons: Neurons):
+def test_without_tokens_only_the_directions_are_drawn(neurons: Neurons):
     x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
     y = neurons(x) @ neurons.out
     layer = fit_layer(x, y, FFFSpec(8, 8, 2, leaf_width=4, branch_outputs=True), neurons)
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    other = random_routing(layer)
+    other = randomly_routed(layer)
     for name, tensor in other.state_dict().items():
         assert torch.equal(before[name], layer.state_dict()[name])
         assert torch.equal(before[name], tensor) is (name != "fff_in_weight")
