@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from fffconvert.controls.deleted import delete_blocks
-from fffconvert.controls.dense import dense_control, replace_by_dense
+from fffconvert.controls.dense import dense_control, dense_layer, replace_by_dense
 from fffconvert.controls.kinds import Control, frozen_parameters
 from fffconvert.controls.make import make_control
-from fffconvert.controls.neurons import kept_neurons
 from fffconvert.controls.random_routing import randomise, randomly_routed
 
 __all__ = [
     "Control",
     "delete_blocks",
     "dense_control",
+    "dense_layer",
     "frozen_parameters",
-    "kept_neurons",
     "make_control",
     "randomise",
     "randomly_routed",

@@ -12,7 +12,7 @@ from fffconvert.fit.calibrate import Batch
 from fffconvert.fit.diagnose import outputs
 from fffconvert.fit.leaves import choose_neurons
 from fffconvert.fit.moments import centre, token_weights
-from fffconvert.fit.neurons import neurons_of
+from fffconvert.fit.neurons import Neurons, neurons_of
 from fffconvert.fit.refine import Pair, split_off, train_block
 from fffconvert.locate import FFNSite
 from fffconvert.plan import FFFSpec
@@ -26,24 +26,29 @@ DENSE_BATCH = 512
 
 
 @torch.no_grad()
-def dense_layer(site: FFNSite, spec: FFFSpec, x: Tensor, y: Tensor) -> FFFLayer:
-    """A dense block of the active width, of the original's neurons that explain it best.
+def dense_layer(x: Tensor, y: Tensor, neurons: Neurons, width: int) -> FFFLayer:
+    """A dense block of some of the original's neurons, which together explain it best, as an FFF layer.
 
     Plain neurons stand as trees of one node each, which is a dense block exactly. Gated ones need a leaf
     block; the node above it is dead, and not counted.
+
+    Args:
+        x: [tokens, d_in], what the block gets.
+        y: [tokens, d_out], what it gives.
+        neurons: The block's; the output rows of those that are kept are fitted anew, by ridge.
+        width: How many to keep.
     """
-    width = spec.active_width
-    neurons = neurons_of(site)
+    d_in, d_out = x.shape[1], y.shape[1]
     chosen, out, constant = choose_neurons(x, y, neurons, width, token_weights(y))
     kept = neurons[chosen]
     if not kept.gated:
-        layer = FFFLayer(FFFSpec(spec.d_in, spec.d_out, 0, trees=width, activation=kept.activation))
+        layer = FFFLayer(FFFSpec(d_in, d_out, 0, trees=width, activation=kept.activation))
         layer.fff_in_weight.copy_(kept.rows[0][:, None])
         layer.fff_in_bias.copy_(kept.bias[0][:, None])
         layer.fff_out_weight.copy_(out[:, None])
     else:
         layer = FFFLayer(
-            FFFSpec(spec.d_in, spec.d_out, 0, leaf_width=width, leaf_gated=True, activation=kept.activation)
+            FFFSpec(d_in, d_out, 0, leaf_width=width, leaf_gated=True, activation=kept.activation)
         )
         for parameter in layer.parameters():
             parameter.zero_()

@@ -23,6 +23,7 @@ from fffconvert.controls.replacing import replace_each
 from fffconvert.convert import prepare
 from fffconvert.errors import FFFError
 from fffconvert.fit import read_corpus
+from fffconvert.fit.neurons import neurons_of
 from fffconvert.hub.output import RECIPE, read_conversion
 from fffconvert.locate import FFNSite
 from fffconvert.recipe import Recipe
@@ -86,7 +87,7 @@ def control_layer(site: FFNSite, layer: FFFLayer, control: Control, x: Tensor) -
     y = site.dense().to("cpu", torch.float32)(x)
     if control is Control.DELETED:
         return deleted_layer(layer.spec, y)
-    return dense_layer(site, layer.spec, x, y)
+    return dense_layer(x, y, neurons_of(site), layer.spec.active_width)
 
 
 def _layer_at(site: FFNSite, layers: Mapping[str, surgery.Placed], converted: nn.Module) -> FFFLayer:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fffconvert.controls import dense_control, kept_neurons, randomly_routed
+from fffconvert.controls import dense_control, dense_layer, randomly_routed
 from fffconvert.fit import fit_layer
 from fffconvert.fit.diagnose import diagnose, outputs
 from fffconvert.fit.layer import r2
@@ -108,7 +108,7 @@ def compare_block(
     for depth in effort.leaf_depths:
         fitted(f"leaves_depth_{depth}", depth=depth, leaf_width=LARGE - depth - 1)
     note("leaves_random_routing", randomly_routed(leaves), LARGE, leaves.spec.parameters)
-    note("neurons", kept_neurons(*own, neurons, LARGE), LARGE, LARGE * 2 * d + d)
+    note("neurons", dense_layer(*own, neurons, LARGE), LARGE, LARGE * 2 * d + d)
     experts = fit_experts(*own, neurons, LARGE)
     note("experts", experts, LARGE, site.parameters)
     for name, width in (("dense_small", SMALL), ("dense_large", LARGE)):

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fffconvert.controls import Control, dense_control, frozen_parameters
+from fffconvert.controls import Control, dense_control, dense_layer, frozen_parameters
 from fffconvert.controls.make import control_layer
 from fffconvert.fit import r2
+from fffconvert.fit.neurons import Neurons
 from fffconvert.fit.refine import split_off
 
 WIDTH = 8
@@ -62,3 +63,11 @@ def test_a_dense_control_learns_a_block_of_its_own_width():
     control, passes = dense_control(*split_off(x, y), 8, "gelu", passes=40)
     assert passes <= 40
     assert r2(y, control(x).detach()) > 0.95
+
+
+def test_all_neurons_kept_are_the_block_and_fewer_keep_less(neurons: Neurons):
+    x = draw(4000, WIDTH)
+    y = neurons(x) @ neurons.out + 7
+    scores = [r2(y, dense_layer(x, y, neurons, width)(x).detach()) for width in (4, 16, len(neurons))]
+    assert scores[0] < scores[1] < scores[2]
+    assert scores[2] > 0.9999
