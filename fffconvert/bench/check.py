@@ -23,6 +23,8 @@ MOST_LEFT_OUT = 0.5
 
 CHECKED_TOKENS = 64
 """Outputs of at least so many tokens are checked, in calls of the measured size."""
+MOST_TOKENS = 2048
+"""Of larger calls about so many tokens are checked, spread over all: the truth in float64 takes long."""
 
 
 class WrongOutputError(RuntimeError):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fffconvert.bench import LayerBench, bench_layer, contestants, dense, machine
+from fffconvert.bench import LayerBench, bench_layer, check, contestants, dense, machine
 from fffconvert.bench.check import WrongOutputError
 from fffconvert.bench.depths import draw, sweep
 from fffconvert.bench.workload import DISTINCT_TOKENS, random_workload
@@ -142,6 +142,22 @@ def test_a_wrong_backend_stops_the_run(monkeypatch):
     monkeypatch.setattr(contestants, "deploy", wrong)
     with pytest.raises(WrongOutputError, match="backend reference with float32 rows"):
         bench_layer(LayerBench(**QUICK))
+
+
+def test_large_calls_are_checked_to_their_end(monkeypatch):
+    right = contestants.deploy
+
+    def wrong(layer, backend, dtype):
+        layer = right(layer, backend, dtype)
+        layer.register_forward_hook(lambda module, args, y: y * (torch.arange(len(y)) < 290)[:, None])
+        return layer
+
+    monkeypatch.setattr(check, "MOST_TOKENS", 64)
+    settings = LayerBench(**{**QUICK, "tokens": (300,)})
+    bench_layer(settings)
+    monkeypatch.setattr(contestants, "deploy", wrong)
+    with pytest.raises(WrongOutputError, match="backend reference with float32 rows"):
+        bench_layer(settings)
 
 
 def test_threads_are_as_before(found):
