@@ -12,6 +12,7 @@ import sysconfig
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,22 @@ def default_corpus(characters: int | None = None) -> list[str]:
     Raises:
         FFFError: The installation carries no sources of its standard library.
     """
-    folder = Path(sysconfig.get_path("stdlib"))
-    topics = folder / "pydoc_data" / "topics.py"
-    texts = chain.from_iterable(_strings(path) for path in [topics, *_sources(folder)])
-    paragraphs = list(dict.fromkeys(p for text in texts for p in _paragraphs(text) if _is_prose(p)))
+    paragraphs = _standard_library(Path(sysconfig.get_path("stdlib")))
     if not paragraphs:
         raise FFFError(
             "this Python installation has no readable sources of its standard library to calibrate on; "
             "name calibration files (.txt or .jsonl)"
         )
+    return list(paragraphs if characters is None else _first(paragraphs, characters))
+
+
+@cache  # to parse it takes seconds
+def _standard_library(folder: Path) -> tuple[str, ...]:
+    topics = folder / "pydoc_data" / "topics.py"
+    texts = chain.from_iterable(_strings(path) for path in [topics, *_sources(folder)])
+    paragraphs = list(dict.fromkeys(p for text in texts for p in _paragraphs(text) if _is_prose(p)))
     random.Random(0).shuffle(paragraphs)
-    return paragraphs if characters is None else list(_first(paragraphs, characters))
+    return tuple(paragraphs)
 
 
 def read_corpus(sources: Sequence[str | Path], columns: Sequence[str] = ()) -> list[str | Row]:
