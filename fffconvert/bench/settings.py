@@ -61,7 +61,7 @@ class LayerBench:
     compile: bool = True
     seconds: float = 0.3
     repeats: int = 7
-    limit: float = 3.0
+    limit: float = 2.0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -91,7 +91,7 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Least calls of each contestant.")] = 7,
     limit: Annotated[
         float, typer.Option(help="For --layer: seconds after which a contestant makes no further call.")
-    ] = 3.0,
+    ] = 2.0,
     seed: Annotated[int, typer.Option(help="Of weights and random inputs.")] = 0,
     as_json: AsJson = False,
     debug: Debug = False,
