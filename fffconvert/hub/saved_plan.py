@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -65,6 +65,17 @@ class SavedLayer:
             "dense_weight": self.dense_weight,
         }
 
+    def renamed(self, rename: Callable[[str], str]) -> SavedLayer:
+        """The same layer where the names of modules are others."""
+        place = self.placement
+        placement = replace(
+            place,
+            entry=tuple(map(rename, place.entry)),
+            passed=tuple(map(rename, place.passed)),
+            exit=tuple(map(rename, place.exit)),
+        )
+        return replace(self, placement=placement, dense_weight=rename(self.dense_weight))
+
     @property
     def paths(self) -> tuple[str, ...]:
         """Every module that is replaced."""
@@ -109,13 +120,19 @@ def _rebased(model: PreTrainedModel, saved: dict[str, SavedLayer]) -> dict[str, 
     prefix = f"{model.base_model_prefix}."
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
 
+    def longer(name: str) -> str:
+        return prefix + name
+
+    def shorter(name: str) -> str:
+        return name.removeprefix(prefix)
+
     def present(plan: dict[str, SavedLayer]) -> dict[str, SavedLayer]:
         return {name: layer for name, layer in plan.items() if modules.issuperset(layer.paths)}
 
     plans = (
         saved,
-        {prefix + name: _renamed(layer, "", prefix) for name, layer in saved.items()},
-        {name.removeprefix(prefix): _renamed(layer, prefix, "") for name, layer in saved.items()},
+        {longer(name): layer.renamed(longer) for name, layer in saved.items()},
+        {shorter(name): layer.renamed(shorter) for name, layer in saved.items()},
     )
     plan = max((present(plan) for plan in plans), key=len)
     same_class = type(model).__name__ in (model.config.architectures or ())
@@ -123,19 +140,6 @@ def _rebased(model: PreTrainedModel, saved: dict[str, SavedLayer]) -> dict[str, 
         name = next(name for name, layer in saved.items() if not modules.issuperset(layer.paths))
         raise FFFError(f"{type(model).__name__} has no block {name!r}; the FFF plan belongs to another model")
     return plan
-
-
-def _renamed(layer: SavedLayer, old: str, new: str) -> SavedLayer:
-    def rename(path: str) -> str:
-        return new + path.removeprefix(old)
-
-    placement = replace(
-        layer.placement,
-        entry=tuple(map(rename, layer.placement.entry)),
-        passed=tuple(map(rename, layer.placement.passed)),
-        exit=tuple(map(rename, layer.placement.exit)),
-    )
-    return replace(layer, placement=placement, dense_weight=rename(layer.dense_weight))
 
 
 def _check_disjoint(plan: Mapping[str, SavedLayer]) -> None:

@@ -8,7 +8,6 @@ to say so, so its `save_pretrained` is wrapped (`fffconvert.hub.hooks`).
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -80,15 +79,8 @@ def plan_of(model: nn.Module) -> dict[str, SavedLayer]:
                 f"the FFF layer {placed.path} was put in by hand, so that nothing tells which block it "
                 "replaced; put it in with fffconvert.replace"
             )
-        place = placed.placement
-        place = dataclasses.replace(
-            place,
-            entry=tuple(map(_unwrapped, place.entry)),
-            passed=tuple(map(_unwrapped, place.passed)),
-            exit=tuple(map(_unwrapped, place.exit)),
-        )
-        weight = _unwrapped(placed.replaced_weight)
-        plan[_unwrapped(name)] = SavedLayer(place, placed.layer.spec, weight)
+        layer = SavedLayer(placed.placement, placed.layer.spec, placed.replaced_weight)
+        plan[_unwrapped(name)] = layer.renamed(_unwrapped)
     return plan
 
 
