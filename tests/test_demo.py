@@ -62,7 +62,7 @@ def test_the_whole_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     report = json.loads(result.stdout)
     assert len(report["blocks"]) == 6
     assert report["similarity"]["original"]["correlation_with_original"] == pytest.approx(1)
-    assert set(report["similarity"]) == {"original", "converted", "deleted"}
+    assert set(report["similarity"]) == {"original", "converted", "ablated"}
     assert report["verdict"] in ("better", "worse", "undecided")
     assert report["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     loaded = hub.load(str(tmp_path / "out"))

@@ -65,7 +65,7 @@ def _depth(settings: LayerBench, depth: int) -> Iterator[dict[str, Any]]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the rows of `sweep`; the file appears whole or not at all.
+    """Draw the rows of `sweep`; the file is written atomically.
 
     Both axes have equal decades, so that slopes compare.
     """

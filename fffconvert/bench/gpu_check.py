@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     found = status()
     if not found.available:
-        say(f"error: the cupy backend cannot run here: {found.reason}")
+        progress(f"error: the cupy backend cannot run here: {found.reason}")
         return 2
     started = time.perf_counter()
     document: dict[str, Any] = {"machine": describe()}
@@ -83,13 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
     write(document, options.output)
     wrong = [case for case in document["verified"] if not case["right"]]
     for case in wrong:
-        say(f"wrong: {case}")
+        progress(f"wrong: {case}")
     cases = len(document["verified"])
-    say(f"{cases - len(wrong)} of {cases} cases right; wrote {options.output}")
+    progress(f"{cases - len(wrong)} of {cases} cases right; wrote {options.output}")
     return 1 if wrong else 0
 
 
-def say(line: str) -> None:
+def progress(line: str) -> None:
     """A line for people."""
     sys.stderr.write(f"{line}\n")
 

@@ -15,17 +15,17 @@ from fffconvert.errors import FFFError
 Row = Mapping[str, Any]
 NAMES = {
     "torch": "torch (original)",
-    "deleted": "torch, no feedforward",
+    "ablated": "torch, no feedforward",
     "compile": "torch.compile",
     "ort": "ONNX Runtime",
     "ort-int8": "ONNX Runtime int8",
     "openvino": "OpenVINO",
     "undeployed": "converted",
     "deployed": "deployed",
-    "fffconvert": "deployed, rest float32",
-    "fffconvert-int8": "deployed, rest int8",
+    "fffconvert": "deployed, linear layers float32",
+    "fffconvert-int8": "deployed, linear layers int8",
     "exported": "exported to ONNX Runtime",
-    "exported-int8": "exported, rest int8",
+    "exported-int8": "exported, linear layers int8",
 }
 LEGEND = (
     "no feedforward: the original without its blocks; what it gains is the cap for exact trees (Amdahl). "
@@ -38,7 +38,7 @@ LEGEND = (
 def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
     """Measure, write the document and print it."""
     from fffconvert.bench import ModelBench, bench_model
-    from fffconvert.evaluate.run import write_whole
+    from fffconvert.evaluate.run import write_atomically
     from fffconvert.hub.source import resolve
 
     with output(as_json) as out:
@@ -50,7 +50,7 @@ def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
             raise FFFError(f"-o {destination}: its folder does not exist; make it first")
         found = bench_model(checked)
         if destination is not None:
-            write_whole(destination, found)
+            write_atomically(destination, found)
         out.document(found)
         out.show(*(f"warning: {text}" for text in found["warnings"]))
         out.show(tables.pairs(_machine(found)))

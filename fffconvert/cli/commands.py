@@ -47,7 +47,7 @@ TextColumn = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an output of fffconvert once the new is whole.")
+    bool, typer.Option("--overwrite", help="Replace an output of fffconvert once the new one is complete.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks, and what other libraries log.")]
@@ -63,7 +63,7 @@ def inspect(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List the feedforward blocks of MODEL, and what was passed over. Reads its config, no weights."""
+    """List the feedforward blocks of MODEL, and what was skipped. Reads its config, no weights."""
     from fffconvert.inspection import inspect_model
 
     with output(as_json) as out:
@@ -214,7 +214,7 @@ def demo(
     from fffconvert.hub.card import EXPECT, SAVINGS, Totals
 
     with output(as_json) as out:
-        report = run_demo(destination, overwrite=overwrite, say=out.show)
+        report = run_demo(destination, overwrite=overwrite, progress=out.show)
         out.document(report)
         out.show(
             tables.layers(report["blocks"]),
@@ -230,17 +230,17 @@ def demo(
 
 
 def _verdict(similarity: Mapping[str, Mapping[str, float]], found: str) -> str:
-    original, converted, deleted = (
-        similarity[name]["spearman_with_grades"] for name in ("original", "converted", "deleted")
+    original, converted, ablated = (
+        similarity[name]["spearman_with_grades"] for name in ("original", "converted", "ablated")
     )
-    kept, without = converted / original, deleted / original
+    retained, without = converted / original, ablated / original
     said = {
         "better": "more than chance explains",
         "worse": "less than without the blocks: the trees bought nothing here",
         "undecided": "these few pairs cannot tell the two apart",
     }
     return (
-        f"Of the original's rank correlation {kept:.1%} is kept; {without:.1%} without the blocks "
+        f"Of the original's rank correlation {retained:.1%} is retained; {without:.1%} without the blocks "
         f"({said[found]})."
     )
 

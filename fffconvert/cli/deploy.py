@@ -23,8 +23,8 @@ def deploy(
     target: Annotated[str, typer.Option(help="Where it will run: cpu or cuda.")] = "cpu",
     backend: Annotated[str, typer.Option(help="auto, cpu, cupy or reference.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Row type: auto, float32, bfloat16 or int8.")] = "auto",
-    quantize_rest: Annotated[
-        str, typer.Option(help="Linear maps beside the trees: int8 (where faster here), or none.")
+    quantize_linear: Annotated[
+        str, typer.Option(help="Linear layers beside the trees: int8 (where faster here), or none.")
     ] = "int8",
     max_drop: Annotated[
         float, typer.Option(help="Refuse if the outputs agree with those before by less than 1 minus this.")
@@ -44,7 +44,7 @@ def deploy(
 
     with output(as_json) as out:
         settings = Settings(
-            target, backend, dtype, quantize_rest, max_drop, tuple(text or ()), tuple(text_column or ())
+            target, backend, dtype, quantize_linear, max_drop, tuple(text or ()), tuple(text_column or ())
         )
         done = deploy_folder(
             model, settings, destination, overwrite=overwrite, trust_remote_code=trust_remote_code
@@ -70,5 +70,5 @@ def deploy(
                 f"in Python: import fffconvert; transformers.AutoModel.from_pretrained({str(done.output)!r})",
             )
         else:
-            options = f"backend={backend!r}, dtype={dtype!r}, quantize_rest={quantize_rest!r}"
+            options = f"backend={backend!r}, dtype={dtype!r}, quantize_linear={quantize_linear!r}"
             out.show(f"in Python: model = fffconvert.deploy(model, {options}); or write a folder with -o")

@@ -15,7 +15,7 @@ from fffconvert.cli.reporting import one_line_errors, output
 class ControlName(str, Enum):
     """`fffconvert.controls.Control`, without importing torch for it."""
 
-    DELETED = "deleted"
+    ABLATED = "ablated"
     DENSE = "dense"
     RANDOM_ROUTING = "random-routing"
     ORIGINAL = "original"

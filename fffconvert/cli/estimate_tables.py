@@ -108,7 +108,7 @@ def times(row: Row) -> Table:
         row["converted_bound"],
     )
     table.add_row(
-        "blocks cost nothing", f"{row['deleted_latency_ms']:,.2f} ms", f"{row['speedup_limit']:.2f}x", ""
+        "blocks cost nothing", f"{row['ablated_latency_ms']:,.2f} ms", f"{row['speedup_limit']:.2f}x", ""
     )
     return table
 

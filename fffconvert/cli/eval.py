@@ -34,7 +34,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME=MODEL",
-            help="A model to hold it against, as in deleted=FOLDER; may be repeated.",
+            help="A model to hold it against, as in ablated=FOLDER; may be repeated.",
         ),
     ] = None,
     data_dir: Annotated[
@@ -76,7 +76,7 @@ def evaluate(
     for given in control or ():
         name, found, other = given.partition("=")
         if not (name and found and other):
-            raise FFFError(f"--control is {given!r}; expected NAME=MODEL, as in deleted=./deleted")
+            raise FFFError(f"--control is {given!r}; expected NAME=MODEL, as in ablated=./ablated")
         controls[name] = other
     with output(as_json) as out:
         results = measure(

@@ -98,7 +98,7 @@ def routing(document: Mapping[str, Any]) -> Iterator[Table | str]:
 
 def tasks(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Table | str]:
     """Figures of the tasks beside teacher and controls."""
-    controls = {"deleted": None, "dense": None, "random_routing": None}
+    controls = {"ablated": None, "dense": None, "random_routing": None}
     for row in rows.values():
         controls |= dict.fromkeys(name for name in row["ci95_of"] if name != "teacher")
     shown = [name for name in controls if any(row.get(name) is not None for row in rows.values())]
@@ -131,15 +131,15 @@ def tasks(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Table | str]:
         yield f"a quick look at {max(limits)} examples of a task: not a result to report"
     if unclear:
         yield (
-            f"deleting all blocks costs nothing that shows on {', '.join(unclear)}: what a conversion keeps, "
-            "these tasks cannot tell"
+            f"ablating all blocks costs nothing that shows on {', '.join(unclear)}: what a conversion "
+            "retains, these tasks cannot tell"
         )
     yield from _verdicts(rows)
 
 
 def _verdicts(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Says so where a conversion bought nothing, or where the figures do not tell."""
-    against = {"dense": "dense blocks of the same width", "deleted": "no blocks at all"}
+    against = {"dense": "dense blocks of the same width", "ablated": "no blocks at all"}
     for name, row in rows.items():
         for control, called in against.items():
             found = row["verdicts"].get(control)

@@ -31,8 +31,8 @@ def export(
         ),
     ] = "onnx",
     dtype: Annotated[str, typer.Option(help="Row type of the trees: float32, bfloat16 or int8.")] = "float32",
-    quantize_rest: Annotated[
-        str, typer.Option(help="Linear maps beside the trees in ONNX files: int8 or none.")
+    quantize_linear: Annotated[
+        str, typer.Option(help="Linear layers beside the trees in ONNX files: int8 or none.")
     ] = "none",
     trust_remote_code: RemoteCode = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
@@ -48,7 +48,7 @@ def export(
             form,
             destination,
             dtype=dtype,
-            quantize_rest=quantize_rest,
+            quantize_linear=quantize_linear,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
         )

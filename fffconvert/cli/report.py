@@ -96,8 +96,8 @@ def report(
             limit,
             tuple(text_column or ()),
         )
-        say: Callable[[str], None] = out.show
-        _show(out, full_report(folders[0], destination, settings, say))
+        progress: Callable[[str], None] = out.show
+        _show(out, full_report(folders[0], destination, settings, progress))
 
 
 def _show(out: Output, done: Report) -> None:

@@ -96,7 +96,7 @@ class Output:
     def document(self, values: Mapping[str, Any]) -> None:
         """Print the JSON document; nothing without `--json`."""
         if self._as_json:
-            self._stream.write(json.dumps(values, indent=2) + "\n")  # whole, or not at all
+            self._stream.write(json.dumps(values, indent=2) + "\n")  # in one write
 
 
 def _quiet() -> None:

@@ -56,10 +56,10 @@ def deployments(rows: Iterable[Mapping[str, Any]], tokens: Sequence[int]) -> Tab
 
 
 def linears(rows: Iterable[Mapping[str, Any]], tokens: Sequence[int]) -> Table:
-    """The linear maps beside the trees, from the `linears` of `deploy --json`; those alike in one row."""
+    """The linear layers beside the trees, from the `linears` of `deploy --json`; those alike in one row."""
     counts = "/".join(map(str, tokens))
     table = _table(
-        "linear maps beside the trees",
+        "linear layers beside the trees",
         ("maps", "first", "shape", "computed in", f"as stored, µs for {counts} tokens", "int8"),
         left=("first", "computed in"),
     )
@@ -79,8 +79,8 @@ def linears(rows: Iterable[Mapping[str, Any]], tokens: Sequence[int]) -> Table:
 
 
 def skipped(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """What looked like a block and was passed over."""
-    table = _table("passed over", ("name", "reason"), left=("name", "reason"))
+    """What looked like a block and was skipped."""
+    table = _table("skipped", ("name", "reason"), left=("name", "reason"))
     for row in rows:
         table.add_row(row["name"] or "(model)", row["reason"])
     return table
@@ -178,7 +178,7 @@ def similarity(models: Mapping[str, Mapping[str, float]]) -> Table:
         left=("model",),
     )
     for name, row in models.items():
-        shown = "feedforward blocks deleted" if name == "deleted" else name
+        shown = "feedforward blocks ablated" if name == "ablated" else name
         table.add_row(shown, f"{row['spearman_with_grades']:.3f}", f"{row['correlation_with_original']:.3f}")
     return table
 

@@ -10,7 +10,7 @@ from fffconvert.plan import FFFSpec
 class Control(str, Enum):
     """What stands in the place of each block."""
 
-    DELETED = "deleted"
+    ABLATED = "ablated"
     """Its mean output: one trained bias."""
     DENSE = "dense"
     """A dense block of the conversion's active width, begun from the original's best neurons."""
@@ -25,6 +25,6 @@ def frozen_parameters(control: Control | None, spec: FFFSpec) -> tuple[str, ...]
     thresholds = ("fff_leaf_threshold",) if spec.leaf_sparsity else ()
     if control is Control.RANDOM_ROUTING:
         return ("fff_in_weight", "fff_in_bias", *thresholds)
-    if control is Control.DELETED or (control is Control.DENSE and spec.leaf_width):
+    if control is Control.ABLATED or (control is Control.DENSE and spec.leaf_width):
         return ("fff_in_weight", "fff_in_bias", "fff_out_weight")
     return thresholds

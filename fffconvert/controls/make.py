@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fffconvert import hub, surgery
-from fffconvert.controls.deleted import deleted_layer
+from fffconvert.controls.ablated import ablated_layer
 from fffconvert.controls.dense import dense_layer
 from fffconvert.controls.kinds import Control
 from fffconvert.controls.random_routing import randomly_routed
@@ -85,8 +85,8 @@ def control_layer(site: FFNSite, layer: FFFLayer, control: Control, x: Tensor) -
     if control is Control.RANDOM_ROUTING:
         return randomly_routed(layer, x)
     y = site.dense().to("cpu", torch.float32)(x)
-    if control is Control.DELETED:
-        return deleted_layer(layer.spec, y)
+    if control is Control.ABLATED:
+        return ablated_layer(layer.spec, y)
     return dense_layer(x, y, neurons_of(site), layer.spec.active_width)
 
 

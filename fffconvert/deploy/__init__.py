@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fffconvert.deploy.folder import Settings, deploy_folder
 from fffconvert.deploy.layers import LayerDeployment, deploy, deploy_layers
-from fffconvert.deploy.rest import LinearDeployment
+from fffconvert.deploy.linear import LinearDeployment
 from fffconvert.deploy.timing import TOKENS
 
 __all__ = [

@@ -22,7 +22,7 @@ def export_aot(model: nn.Module, path: str | Path, *, example_inputs: Inputs | N
     returns the main output.
 
     Args:
-        model: A converted model, with plain linear maps; left as it was.
+        model: A converted model, with plain linear layers; left as it was.
         path: File to write, ending in `.pt2`.
         example_inputs: What one forward pass takes, where it cannot be guessed: tensor, tuple or mapping.
 

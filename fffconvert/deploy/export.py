@@ -9,8 +9,8 @@ from pathlib import Path
 from fffconvert import hub
 from fffconvert.deploy.aot import export_aot
 from fffconvert.deploy.layers import deploy_layers
+from fffconvert.deploy.linear import check_quantize_linear
 from fffconvert.deploy.onnx import check_packages, export_onnx, quantize_onnx
-from fffconvert.deploy.rest import check_rest
 from fffconvert.errors import FFFError
 
 FORMATS = {"onnx": ".onnx", "onnx-standard": ".onnx", "aot": ".pt2"}
@@ -22,7 +22,7 @@ def export_folder(
     output: Path,
     *,
     dtype: str = "float32",
-    quantize_rest: str = "none",
+    quantize_linear: str = "none",
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
@@ -33,7 +33,7 @@ def export_folder(
         form: A key of `FORMATS`.
         output: File to write; large weights go beside it, to a file with `.data` behind the name.
         dtype: Row type of the trees.
-        quantize_rest: "int8" or "none", for the linear maps beside the trees; ONNX alone.
+        quantize_linear: "int8" or "none", for the linear layers beside the trees; ONNX alone.
         overwrite: Replace an existing file.
         trust_remote_code: Run code that the model brings along.
 
@@ -43,20 +43,20 @@ def export_folder(
     Raises:
         FFFError: It is no converted model, or the runtime's exporter cannot follow it; nothing was written.
     """
-    check_rest(quantize_rest)
+    check_quantize_linear(quantize_linear)
     if form not in FORMATS:
         raise FFFError(f"--format is {form!r}; expected one of {', '.join(FORMATS)}")
     if output.suffix != FORMATS[form]:
         raise FFFError(f"-o {output}: expected a name that ends in {FORMATS[form]} for --format {form}")
-    if form == "aot" and quantize_rest == "int8":
-        raise FFFError("--format aot knows no int8 linear maps; expected --quantize-rest none")
+    if form == "aot" and quantize_linear == "int8":
+        raise FFFError("--format aot knows no int8 linear layers; expected --quantize-linear none")
     for file in (output, _data(output)):
         if file.exists() and not overwrite:
             raise FFFError(f"file {file} exists; choose another -o, or add --overwrite")
     if not output.resolve().parent.is_dir():
         raise FFFError(f"-o {output}: its folder does not exist; make it first")
     if form != "aot":
-        check_packages(int8=quantize_rest == "int8")
+        check_packages(int8=quantize_linear == "int8")
     hub.check_converted(name, trust_remote_code=trust_remote_code)
     model = hub.load(name, trust_remote_code=trust_remote_code, deployed=False).model.float()
     deploy_layers(model, "reference", dtype, originals={})
@@ -66,7 +66,7 @@ def export_folder(
             export_aot(model, path)
         else:
             export_onnx(model, path, standard=form == "onnx-standard")
-        if quantize_rest == "int8":
+        if quantize_linear == "int8":
             quantized = Path(temporary) / "int8" / output.name
             quantized.parent.mkdir()
             quantize_onnx(path, quantized)

@@ -37,10 +37,10 @@ def exporting(model: nn.Module, example_inputs: Inputs | None) -> Iterator[dict[
         Keyword arguments of one forward pass.
 
     Raises:
-        FFFError: Its linear maps are in int8 already, which no exporter can write.
+        FFFError: Its linear layers are in int8 already, which no exporter can write.
     """
     if any(isinstance(module, Int8Linear) for module in model.modules()):
-        raise FFFError("the model's linear maps are in int8 already; export the model before it is deployed")
+        raise FFFError("the model's linear layers are in int8 already; export it before it is deployed")
     given = inputs_for(model, example_inputs, batch=2, length=16)
     with evaluation(model), _without_cache(model), _quiet():
         yield given

@@ -14,8 +14,13 @@ import torch
 from fffconvert import hub
 from fffconvert.deploy.agreement import Agreement, Outputs
 from fffconvert.deploy.layers import LayerDeployment, deploy_layers, original_blocks
+from fffconvert.deploy.linear import (
+    LinearDeployment,
+    check_quantize_linear,
+    fast_attention,
+    int8_linear_layers,
+)
 from fffconvert.deploy.memory import weight_bytes
-from fffconvert.deploy.rest import LinearDeployment, check_rest, fast_attention, int8_rest
 from fffconvert.errors import FFFError
 from fffconvert.fit.corpus import read_corpus
 from fffconvert.hub.deployment import TARGETS, Deployment, apply
@@ -32,7 +37,7 @@ class Settings:
         target: "cpu" or "cuda": where it will run. It is measured there, so it must be here.
         backend: As of `fffconvert.deploy`.
         dtype: Row type of the trees, as of `fffconvert.deploy`.
-        quantize_rest: "int8" or "none", for the linear maps and the attention beside the trees.
+        quantize_linear: "int8" or "none", for the linear layers and the attention beside the trees.
         max_drop: Largest loss of agreement with the model before, of 1; more is refused.
         texts: Text files or `datasets` names to compare the outputs on; by default prose from Python.
         text_columns: Of rows of data, those that hold text; empty to find them by their usual names.
@@ -41,19 +46,19 @@ class Settings:
     target: str = "cpu"
     backend: str = "auto"
     dtype: str = "auto"
-    quantize_rest: str = "int8"
+    quantize_linear: str = "int8"
     max_drop: float = 0.05
     texts: tuple[str, ...] = ()
     text_columns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_rest(self.quantize_rest)
+        check_quantize_linear(self.quantize_linear)
         if self.target not in TARGETS:
             raise FFFError(f"--target is {self.target!r}; expected {' or '.join(TARGETS)}")
         if self.target == "cuda" and not torch.cuda.is_available():
             raise FFFError("--target cuda: torch finds no CUDA device here; deploy where the model will run")
-        if self.target == "cuda" and self.quantize_rest == "int8":
-            raise FFFError("--target cuda: int8 linear maps are for the CPU; add --quantize-rest none")
+        if self.target == "cuda" and self.quantize_linear == "int8":
+            raise FFFError("--target cuda: int8 linear layers are for the CPU; add --quantize-linear none")
         if not 0 <= self.max_drop <= 1:
             raise FFFError(f"--max-drop is {self.max_drop}; expected a share from 0 to 1, as in 0.05")
 
@@ -64,7 +69,7 @@ class Deployed:
 
     Attributes:
         layers: What computes each FFF layer.
-        linears: What computes each linear map beside them; empty if they were left alone.
+        linears: What computes each linear layer beside them; empty if they were left alone.
         attention: Type in which attention's dot products are computed.
         agreement: Of the outputs with those before.
         bytes_before: Bytes that the weights took in memory.
@@ -132,8 +137,8 @@ def deploy_folder(
         originals = original_blocks(base, revision, trust_remote_code)
     layers = deploy_layers(model, settings.backend, settings.dtype, originals=originals)
     linears, attention = [], "float32"
-    if settings.quantize_rest == "int8":
-        linears, attention = int8_rest(model), fast_attention(model)
+    if settings.quantize_linear == "int8":
+        linears, attention = int8_linear_layers(model), fast_attention(model)
     deployment = _deployment(settings.target, layers, linears, attention)
     if output is not None:
         apply(model, deployment)  # what is checked is what will be loaded
@@ -142,7 +147,7 @@ def deploy_folder(
         raise FFFError(
             f"the outputs agree with those before to {agreement.value:.3f} ({agreement.measure}); "
             f"--max-drop {settings.max_drop:g} asks for {1 - settings.max_drop:.3f}. Try --dtype float32 or "
-            "--quantize-rest none, or allow more"
+            "--quantize-linear none, or allow more"
         )
     written = None
     result = Deployed(layers, linears, attention, agreement, before, weight_bytes(model), None)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import hub, surgery
-from fffconvert.deploy.rest import check_rest, fast_attention, int8_rest
+from fffconvert.deploy.linear import check_quantize_linear, fast_attention, int8_linear_layers
 from fffconvert.deploy.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
 from fffconvert.fit.diagnose import skipped_share
@@ -63,7 +63,7 @@ def deploy(
     dtype: str = "auto",
     *,
     originals: Mapping[str, nn.Module] | None = None,
-    quantize_rest: str = "none",
+    quantize_linear: str = "none",
     example_inputs: Inputs | None = None,
 ) -> Model:
     """Make a converted model's layers compute as fast as they can here, in memory and in place.
@@ -79,8 +79,8 @@ def deploy(
             hardly change the outputs.
         originals: Original blocks by name, to fall back to where they are faster; by default those that
             `convert` keeps in this process.
-        quantize_rest: "int8" puts the other linear maps into int8 and attention's dot products into bfloat16
-            where that is faster; the model is for inference alone afterwards. "none" leaves them.
+        quantize_linear: "int8" puts the other linear layers into int8 and attention's dot products into
+            bfloat16 where that is faster; the model is for inference alone afterwards. "none" leaves them.
         example_inputs: With "int8", what one forward pass takes, where it cannot be guessed: tensor, tuple or
             mapping.
 
@@ -90,11 +90,11 @@ def deploy(
     Raises:
         FFFError: The model has no FFF layer, or the backend cannot run here; nothing is changed.
     """
-    check_rest(quantize_rest)
+    check_quantize_linear(quantize_linear)
     deploy_layers(model, backend, dtype, originals=originals)
     keep_freed_memory()
-    if quantize_rest == "int8":
-        int8_rest(model, example_inputs)
+    if quantize_linear == "int8":
+        int8_linear_layers(model, example_inputs)
         fast_attention(model)
     return model
 

@@ -33,7 +33,7 @@ def check_packages(*, int8: bool = False) -> None:
     for package, needed_by in (
         ("onnx", "the export"),
         ("onnxscript", "the export"),
-        *([("onnxruntime", "--quantize-rest int8")] if int8 else ()),
+        *([("onnxruntime", "--quantize-linear int8")] if int8 else ()),
     ):
         if find_spec(package) is None:
             raise FFFError(f"{needed_by} needs {package}: pip install 'fffconvert[deploy]'")
@@ -49,7 +49,7 @@ def export_onnx(
     """Write a model as ONNX, with weights in float32 and any batch and length of inputs.
 
     Args:
-        model: A converted model (or any other), with plain linear maps; left as it was.
+        model: A converted model (or any other), with plain linear layers; left as it was.
         path: File to write; large weights go to a file of the same name with `.data` behind.
         standard: Standard operators alone. Otherwise each FFF layer is one operator `fffconvert::CMM`, which
             ONNX Runtime knows after `fffconvert.register_onnxruntime(options)`.
@@ -127,7 +127,7 @@ def _bytes(model: nn.Module) -> int:
 
 
 def quantize_onnx(path: Path, output: Path) -> None:
-    """Quantize the linear maps of an ONNX file as ONNX Runtime's documentation has it for transformers.
+    """Quantize the linear layers of an ONNX file as ONNX Runtime's documentation has it for transformers.
 
     That is dynamic quantization with int8 weights. Trees, in either form, stay as they are.
 
@@ -145,7 +145,7 @@ def quantize_onnx(path: Path, output: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise FFFError(f"ONNX Runtime cannot quantize {path.name}: {reason}; try --quantize-rest none")
+        raise FFFError(f"ONNX Runtime cannot quantize {path.name}: {reason}; try --quantize-linear none")
 
 
 _QUANTIZE = """

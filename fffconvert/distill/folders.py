@@ -48,12 +48,12 @@ def distill_model(
 ) -> Distilled:
     """Distil a converted folder, or a control of it, into another folder.
 
-    Checkpoints stand beside the output until it is whole. The same call goes on from the last one.
+    Checkpoints stand beside the output until it is complete. The same call goes on from the last one.
 
     Args:
         source: What `convert` or `distill` wrote.
         recipe: The run.
-        output: Folder to write; appears whole or not at all.
+        output: Folder to write; written atomically.
         teacher: Name of the teacher; the original that the source was converted from by default.
         revision: Branch, tag or commit of the teacher's hub id; of the original by default the converted one.
         control: Train this in the conversion's place.

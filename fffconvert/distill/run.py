@@ -272,7 +272,7 @@ def _sequences(
 ) -> tuple[Dataset | IterableDataset, Dataset | None]:
     """Token sequences to train on and to evaluate on."""
     tokenizer = trainee.tokenizer
-    length = longest(trainee.student, tokenizer, data.length, say=True)
+    length = longest(trainee.student, tokenizer, data.length, warn=True)
     if texts is not None:
         rows: Any = Dataset.from_dict({TEXT: list(texts)})
         data = dataclasses.replace(data, text=(TEXT,))

@@ -7,7 +7,7 @@ import dataclasses
 from fffconvert.estimate import roofline
 from fffconvert.estimate.anatomy import Part
 from fffconvert.estimate.case import Case
-from fffconvert.estimate.conversion import break_even_tokens, converted, deleted, limit
+from fffconvert.estimate.conversion import ablated, break_even_tokens, converted, limit
 from fffconvert.estimate.workload import Phase
 from fffconvert.plan import MAX_TREES
 
@@ -52,7 +52,7 @@ def _limits(case: Case) -> list[str]:
     work = case.work
     dense = case.anatomy.macs(work)
     share = dense[Part.FEEDFORWARD] / sum(dense.values())
-    rest = deleted(case.anatomy).macs(work)
+    rest = ablated(case.anatomy).macs(work)
     largest = max(rest, key=lambda part: rest[part])
     said = [
         f"{share:.0%} of the multiply-adds are feedforward at a context of {work.context:,}: even if "

@@ -97,7 +97,7 @@ def _run(
     assert estimate.machine is not None
     anatomy = estimate.anatomy if name == "original" else estimate.converted
     for batch, asked in tqdm(sizes, desc=name, unit="size", disable=None):
-        length = longest(model, None, asked, say=True)
+        length = longest(model, None, asked, warn=True)
         inputs = example_inputs(model, batch=batch, length=length, decoder_length=length)
         with torch.inference_mode():
             times = sorted(timings(partial(model, **inputs), SECONDS, 100))

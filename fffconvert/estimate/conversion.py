@@ -91,7 +91,7 @@ def converted(anatomy: Anatomy, specs: Sequence[FFFSpec]) -> Anatomy:
     return replace(anatomy, operations=_merged([*kept, *added]), parameters=parameters)
 
 
-def deleted(anatomy: Anatomy) -> Anatomy:
+def ablated(anatomy: Anatomy) -> Anatomy:
     """The formulas of the model without its blocks: the limit of what can be gained."""
     kept = tuple(operation for operation in anatomy.operations if operation.block is None)
     return replace(anatomy, operations=kept)
@@ -167,5 +167,5 @@ def _merged(operations: Sequence[Operation]) -> tuple[Operation, ...]:
 
 def limit(anatomy: Anatomy, work: Workload) -> float:
     """Amdahl's limit: the model's multiply-adds over what is left without its blocks."""
-    whole, rest = sum(anatomy.macs(work).values()), sum(deleted(anatomy).macs(work).values())
+    whole, rest = sum(anatomy.macs(work).values()), sum(ablated(anatomy).macs(work).values())
     return whole / rest if rest else float("inf")

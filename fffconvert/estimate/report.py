@@ -15,7 +15,7 @@ from fffconvert.estimate import roofline
 from fffconvert.estimate.advice import advise
 from fffconvert.estimate.anatomy import Part
 from fffconvert.estimate.case import Case
-from fffconvert.estimate.conversion import Budget, break_even_tokens, deleted, limit
+from fffconvert.estimate.conversion import Budget, ablated, break_even_tokens, limit
 from fffconvert.estimate.hardware import BYTES, Hardware, hardware
 from fffconvert.estimate.models import anatomy_of, preset
 from fffconvert.estimate.workload import Phase, Workload
@@ -99,7 +99,7 @@ class Estimate(Case):
             return None
         before, after, without = (
             roofline.duration(anatomy, self.work, self.machine, self.dtype)
-            for anatomy in (self.anatomy, self.converted, deleted(self.anatomy))
+            for anatomy in (self.anatomy, self.converted, ablated(self.anatomy))
         )
         return {
             "hardware": self.machine.name,
@@ -108,7 +108,7 @@ class Estimate(Case):
             "source": self.machine.source,
             "latency_ms": before.seconds * 1e3,
             "converted_latency_ms": after.seconds * 1e3,
-            "deleted_latency_ms": without.seconds * 1e3,
+            "ablated_latency_ms": without.seconds * 1e3,
             "speedup": before.seconds / after.seconds,
             "speedup_limit": before.seconds / without.seconds if without.seconds else float("inf"),
             "bound": before.bound,

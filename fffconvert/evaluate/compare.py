@@ -18,7 +18,7 @@ from fffconvert.evaluate.tasks import Options, Task
 from fffconvert.evaluate.verdict import verdict
 from fffconvert.store import digest
 
-CONTROLS = ("deleted", "dense", "random_routing")
+CONTROLS = ("ablated", "dense", "random_routing")
 """Controls that every row states, null where they were not given."""
 
 
@@ -129,8 +129,8 @@ def row(
         pair = [own, units["teacher"]]
         document["retained"] = _number(retained(metric, pair))
         document["retained_ci95"] = interval(metric, pair, retained)
-        if "deleted" in units:
-            three = [*pair, units["deleted"]]
+        if "ablated" in units:
+            three = [*pair, units["ablated"]]
             document["recovered"] = _number(recovered(metric, three))
             document["recovered_ci95"] = interval(metric, three, recovered)
             # Where deleting all blocks costs nothing that shows, a share of it means nothing.
@@ -152,8 +152,8 @@ def share_retained(metric: Metric, own: float, teacher: float) -> float:
 
 def recovered(metric: Metric, units: Sequence[Units]) -> float:
     """Of what deleting the blocks takes away, the share that the model has: 1 for the teacher."""
-    own, teacher, deleted = (metric.compute(part) for part in units)
-    return (own - deleted) / (teacher - deleted) if teacher != deleted else math.nan
+    own, teacher, ablated = (metric.compute(part) for part in units)
+    return (own - ablated) / (teacher - ablated) if teacher != ablated else math.nan
 
 
 def _number(value: float) -> float | None:

@@ -68,7 +68,7 @@ def evaluate(
         tasks: Names, see `fffconvert.evaluate.TASKS`; "sts", "probe" and "glue" stand for several. Further
             "robustness", "ablation" and "routing".
         teacher: The model before conversion; by default what the folder of a conversion says that it was.
-        controls: Models to hold it against, by name: "deleted", "dense", "random-routing" or others.
+        controls: Models to hold it against, by name: "ablated", "dense", "random-routing" or others.
         tokenizer: Of models in memory.
         data_dir: Folder of local task data; by default data comes from the hub.
         texts: `.txt` or `.jsonl` files (also `.gz`) of the language model tasks; WikiText-2 test by default.
@@ -140,7 +140,7 @@ def evaluate(
         document[name] = _section(name, subjects, beside, options, store)
     document["environment"] = environment()
     if output is not None:
-        write_whole(Path(output), document)
+        write_atomically(Path(output), document)
     if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
         write_results(Path(model).expanduser() / RESULTS, document)
         update_card(Path(model).expanduser())
@@ -200,7 +200,7 @@ def _roles(controls: Mapping[str, Any]) -> dict[str, Any]:
     roles = {name.replace("-", "_"): given for name, given in controls.items()}
     for name in roles:
         if name in RESERVED or not name.isidentifier():
-            raise FFFError(f"control {name!r} cannot be called so; expected deleted, dense, random-routing")
+            raise FFFError(f"control {name!r} cannot be called so; expected ablated, dense, random-routing")
     return roles
 
 
@@ -231,7 +231,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_results(path: Path, document: Mapping[str, Any]) -> None:
-    """Write results into a file, merged with what is there, task by task; whole or not at all.
+    """Write results into a file, merged with what is there, task by task, atomically.
 
     A quick look (`limit`) never takes the place of what was measured on all examples.
 
@@ -248,7 +248,7 @@ def write_results(path: Path, document: Mapping[str, Any]) -> None:
         kept = {name: earlier[name] for name in sections if not _counts(document[name], earlier.get(name))}
     except (AttributeError, TypeError, ValueError) as error:
         raise FFFError(f"{path} is no file of results; move it away") from error
-    write_whole(path, {**earlier, **document, **kept, "tasks": tasks})
+    write_atomically(path, {**earlier, **document, **kept, "tasks": tasks})
 
 
 def _counts(new: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
@@ -256,8 +256,8 @@ def _counts(new: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
     return earlier is None or new["limit"] is None or earlier.get("limit") is not None
 
 
-def write_whole(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document as JSON, whole or not at all.
+def write_atomically(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as JSON, atomically.
 
     Raises:
         FFFError: The file cannot be written.

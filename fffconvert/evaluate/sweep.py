@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fffconvert import hub
 from fffconvert.convert import convert_model
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.run import environment, evaluate, write_whole
+from fffconvert.evaluate.run import environment, evaluate, write_atomically
 from fffconvert.evaluate.tasks import TASKS, resolve_tasks
 from fffconvert.figures import figure_class
 from fffconvert.fit import read_corpus
@@ -130,7 +130,7 @@ def run_sweep(
         document["rows"] = [found[_shape(p)] for p in points if _shape(p) in found]
         document["pareto"] = pareto(document["rows"])
         document["environment"] = environment()
-        write_whole(output / RESULTS, document)
+        write_atomically(output / RESULTS, document)
     shutil.rmtree(output / POINTS, ignore_errors=True) if not keep else None
     plot(output / PLOT, document)
     return document

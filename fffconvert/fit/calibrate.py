@@ -98,7 +98,7 @@ def calibration_of(
         for index, item in enumerate(items)
     ]
     found = text_calibration(
-        texts, tokenizer, tokens=tokens, length=longest(model, tokenizer, length, say=True), seed=seed
+        texts, tokenizer, tokens=tokens, length=longest(model, tokenizer, length, warn=True), seed=seed
     )
     held, fitted = (
         with_decoder_inputs(model, with_masks(model, tokenizer, part, seed + offset))

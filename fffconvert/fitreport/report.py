@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fffconvert import hub
-from fffconvert.controls import delete_blocks, randomise, replace_by_dense
+from fffconvert.controls import ablate_blocks, randomise, replace_by_dense
 from fffconvert.convert import BlockResult, fit_blocks, prepare
 from fffconvert.errors import FFFError
 from fffconvert.evaluate.language import LENGTH
@@ -75,7 +75,7 @@ class Settings:
 
 
 def fit_report(
-    data: Path, work: Path, settings: Settings, sections: Sequence[str], say: Callable[[str], None]
+    data: Path, work: Path, settings: Settings, sections: Sequence[str], progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure what conversions keep without end-to-end training.
 
@@ -84,7 +84,7 @@ def fit_report(
         work: Folder for what has been measured; a second call with the same settings goes on from there.
         settings: How large the report is.
         sections: Which of `SECTIONS`.
-        say: Is told about each step.
+        progress: Is told about each step.
 
     Returns:
         `settings`, and per section what was measured.
@@ -95,7 +95,7 @@ def fit_report(
     plain = dataclasses.asdict(settings)
     store = _Store(work, plain)
     runs = {"blocks": _blocks, "sts": _sts, "mlm": _mlm, "lm": _lm}
-    return {"settings": plain} | {name: runs[name](data, settings, store, say) for name in sections}
+    return {"settings": plain} | {name: runs[name](data, settings, store, progress) for name in sections}
 
 
 class _Store:
@@ -119,7 +119,7 @@ class _Store:
         return (self.folder / f"{name}.json").exists()
 
 
-def _blocks(data: Path, settings: Settings, store: _Store, say: Callable[[str], None]) -> dict[str, Any]:
+def _blocks(data: Path, settings: Settings, store: _Store, progress: Callable[[str], None]) -> dict[str, Any]:
     """Every block of the encoder on the inputs that the original model gives it."""
     loaded = hub.load(ENCODER)
     prepared = prepare(
@@ -144,7 +144,7 @@ def _blocks(data: Path, settings: Settings, store: _Store, say: Callable[[str], 
             store.once(
                 f"block-{site.name}",
                 lambda site=site, own=own, held_out=held_out: compare_block(  # type: ignore[misc]
-                    site, own, held_out, settings.effort, lambda way: say(f"{site.name}: {way}")
+                    site, own, held_out, settings.effort, lambda way: progress(f"{site.name}: {way}")
                 ),
             )
     rows = {name: store.once(f"block-{name}", dict) for name in names}
@@ -159,29 +159,29 @@ def _blocks(data: Path, settings: Settings, store: _Store, say: Callable[[str], 
     return {"blocks": rows, "mean": mean}
 
 
-def _sts(data: Path, settings: Settings, store: _Store, say: Callable[[str], None]) -> dict[str, Any]:
-    """Similarity of sentences: original, converted, with random routing, with the blocks deleted."""
+def _sts(data: Path, settings: Settings, store: _Store, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Similarity of sentences: original, converted, with random routing, with the blocks ablated."""
     path = data / "glue/stsb/test.labelled.jsonl.gz"
 
     def measure() -> dict[str, Any]:
         loaded = hub.load(ENCODER)
         tokenizer = loaded.tokenizer
         scores = {"original": tasks.sts_spearman(loaded.model, tokenizer, path)}
-        say(f"sts: original {scores['original']:.4f}")
+        progress(f"sts: original {scores['original']:.4f}")
         width = LARGE - LEAF_DEPTH - 1
         recipe = Recipe(depth=LEAF_DEPTH, leaf_width=width, tokens=settings.tokens)
         # A sentence encoder sees sentences, not pieces of articles: it is calibrated on what it is used for.
         options = {"tokens": settings.tokens, "length": SEQUENCE, "seed": 0}
         text = text_calibration(sentences(data), tokenizer, **options)
         prepared = prepare(loaded.model, recipe, text, tokenizer)
-        deleted = copy.deepcopy(loaded.model)
+        ablated = copy.deepcopy(loaded.model)
         results = fit_blocks(loaded.model, prepared)
         scores["converted"] = tasks.sts_spearman(loaded.model, tokenizer, path)
-        say(f"sts: converted {scores['converted']:.4f}")
+        progress(f"sts: converted {scores['converted']:.4f}")
         randomise(loaded.model)
         scores["random_routing"] = tasks.sts_spearman(loaded.model, tokenizer, path)
-        delete_blocks(deleted, prepared.sites, text.fitted[:8])
-        scores["deleted"] = tasks.sts_spearman(deleted, tokenizer, path)
+        ablate_blocks(ablated, prepared.sites, text.fitted[:8])
+        scores["ablated"] = tasks.sts_spearman(ablated, tokenizer, path)
         return {
             "spearman": scores,
             "retained": scores["converted"] / scores["original"],
@@ -192,7 +192,7 @@ def _sts(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
     return dict(store.once("sts", measure))
 
 
-def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None]) -> dict[str, Any]:
+def _mlm(data: Path, settings: Settings, store: _Store, progress: Callable[[str], None]) -> dict[str, Any]:
     """Masked tokens of reactions: original, converted, dense blocks of the same width."""
     folder = data / "mlm/reactions_uspto_mit"
 
@@ -206,7 +206,7 @@ def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
 
         def loss(model: nn.Module, name: str) -> dict[str, float]:
             value, accuracy = tasks.reaction_loss(model, test, vocabulary["[MASK]"], special)
-            say(f"mlm: {name} {value:.4f}")
+            progress(f"mlm: {name} {value:.4f}")
             return {"loss": value, "accuracy": accuracy}
 
         scores = {"original": loss(loaded.model, "original")}
@@ -220,13 +220,13 @@ def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
         width = REACTION_WIDTH - LEAF_DEPTH - 1
         recipe = Recipe(depth=LEAF_DEPTH, leaf_width=width, tokens=settings.mlm_tokens)
         prepared = prepare(loaded.model, recipe, text, loaded.tokenizer)
-        dense, deleted = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
+        dense, ablated = copy.deepcopy(loaded.model), copy.deepcopy(loaded.model)
         results = fit_blocks(loaded.model, prepared)
         scores["converted"] = loss(loaded.model, "converted")
         replace_by_dense(dense, prepared.sites, text.fitted, REACTION_WIDTH, settings.effort.passes)
         scores["dense"] = loss(dense, "dense")
-        delete_blocks(deleted, prepared.sites, text.fitted[:8])
-        scores["deleted"] = loss(deleted, "deleted")
+        ablate_blocks(ablated, prepared.sites, text.fitted[:8])
+        scores["ablated"] = loss(ablated, "ablated")
         gap = {name: row["loss"] - scores["original"]["loss"] for name, row in scores.items()}
         return {
             "scores": scores,
@@ -237,7 +237,7 @@ def _mlm(data: Path, settings: Settings, store: _Store, say: Callable[[str], Non
     return dict(store.once("mlm", measure))
 
 
-def _lm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None]) -> dict[str, Any]:
+def _lm(data: Path, settings: Settings, store: _Store, progress: Callable[[str], None]) -> dict[str, Any]:
     """Perplexity of a causal model of which part of the feedforward multiply-adds is taken away."""
     text = "\n".join(tasks.read_lines(data / "text/wikitext2/wiki.test.raw.txt.gz"))
 
@@ -258,7 +258,7 @@ def _lm(data: Path, settings: Settings, store: _Store, say: Callable[[str], None
             }
 
         rows[name] = store.once("-".join(map(str, ("lm", *shape.values()))), measure)
-        say(f"lm: {name} {rows[name]['perplexity']:.2f}, original {rows['original']['perplexity']:.2f}")
+        progress(f"lm: {name} {rows[name]['perplexity']:.2f}, original {rows['original']['perplexity']:.2f}")
     original = rows["original"]["perplexity"]
     return {name: {**row, "ratio": row["perplexity"] / original} for name, row in rows.items()}
 

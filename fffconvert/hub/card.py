@@ -1,4 +1,4 @@
-"""The model card: what was converted, what was kept, what it costs and how to load it."""
+"""The model card: what was converted, what was retained, what it costs and how to load it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Totals:
         )
 
     def lines(self) -> list[str]:
-        """The sums in words: kept, saved, stored."""
+        """The sums in words: retained, saved, stored."""
         ratio = self.parameters / self.parameters_before
         return [
             f"Kept: R² per token of the blocks' outputs on held-out text {self.r2_median:.3f} (median), "
@@ -149,7 +149,7 @@ def quality(evaluation: Mapping[str, Any]) -> str:
     lines = [QUALITY_STARTS, "## Quality", ""]
     tasks = evaluation.get("tasks") or {}
     if tasks:
-        columns = ("value", "ci95", "teacher", "dense", "deleted", "random_routing", "retained", "recovered")
+        columns = ("value", "ci95", "teacher", "dense", "ablated", "random_routing", "retained", "recovered")
         lines += [f"| task | metric | {' | '.join(_HEADS[column] for column in columns)} |"]
         lines += [f"|{' --- |' * (2 + len(columns))}"]
         for name, task in tasks.items():
@@ -160,7 +160,7 @@ def quality(evaluation: Mapping[str, Any]) -> str:
             lines += [f"| {' | '.join(cells)} |"]
         lines += [
             "",
-            "Controls of the same budget: a dense block of the same active width, the blocks deleted, random "
+            "Controls of the same budget: a dense block of the same active width, the blocks ablated, random "
             "routing. A converted model that does not beat them gained nothing by its trees. What was "
             "recovered is unclear where deleting the blocks costs nothing that shows. `fffconvert report` "
             "shows more.",
@@ -210,7 +210,7 @@ _HEADS = {
     "ci95": "95 % interval",
     "teacher": "original",
     "dense": "dense",
-    "deleted": "deleted",
+    "ablated": "ablated",
     "random_routing": "random routing",
     "retained": "retained",
     "recovered": "recovered",
@@ -226,7 +226,7 @@ def _cell(column: str, value: Any) -> str:
 
 
 def _blocks(blocks: Sequence[Mapping[str, Any]]) -> str:
-    """The section on what was kept."""
+    """The section on what was retained."""
     rows = [
         f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} "
         f"| {leaf_in_words(block['leaf_width'], block.get('leaf_sparsity', 0.0))} | {block['active_width']} "

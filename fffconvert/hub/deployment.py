@@ -29,7 +29,7 @@ class Deployment:
     Attributes:
         target: "cpu" or "cuda".
         rows: Type of the stored rows of each FFF layer, by the layer's name.
-        int8_linears: Names of the linear maps that compute in int8.
+        int8_linears: Names of the linear layers that compute in int8.
         int8_trunks: Names of the FFF layers whose trunks do.
         int8_groups: Names of maps among them that have the same input, and are computed in one product.
         attention: Type in which attention's dot products are computed: "bfloat16", or "float32" as stored.
@@ -94,7 +94,8 @@ def apply(model: nn.Module, deployment: Deployment) -> None:
         layers[found].inference = Inference("auto", ROW_DTYPES[dtype] if dtype == "int8" else None)
     if not on_cpu and (deployment.int8_linears or deployment.int8_trunks):
         warnings.warn(
-            "int8 linear maps are computed on the CPU alone; on this device they stay as stored", stacklevel=2
+            "int8 linear layers are computed on the CPU alone; on this device they stay as stored",
+            stacklevel=2,
         )
     if on_cpu:
         keep_freed_memory()
@@ -121,7 +122,7 @@ def _halve_rows(layer: FFFLayer) -> None:
 
 
 def put_int8(model: nn.Module, name: str) -> None:
-    """Replace one linear map, wherever the model has it, by its int8 form."""
+    """Replace one linear layer, wherever the model has it, by its int8 form."""
     module = model.get_submodule(name)
     made = Int8Linear.like(module)
     if made is None:

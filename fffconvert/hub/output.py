@@ -1,4 +1,4 @@
-"""Writes a converted model's folder so that it is whole or not there, whenever the process dies.
+"""Writes a converted model's folder atomically: whole or absent, whenever the process dies.
 
 Reads back the recipe in it.
 """
@@ -50,7 +50,7 @@ def save(
         recipe: How the model was made, in plain values: `fffconvert.yaml`.
         metrics: What was measured, in plain values: `metrics.json`.
         files: Further files and folders to copy into it.
-        overwrite: Replace an earlier output; it is there until the new one is whole.
+        overwrite: Replace an earlier output; it is there until the new one is complete.
         original: Folder of the model that was converted; how sentence-transformers is to use it goes along.
 
     Returns:
@@ -109,12 +109,12 @@ def _copy_sentence_transformers(original: Path, output: Path) -> None:
 
 @contextmanager
 def writing(output: str | Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
-    """Write a folder that is whole or not there: the body fills a sibling, which then takes its place.
+    """Write a folder atomically: the body fills a sibling, which then takes its place.
 
     Args:
         output: The folder to write.
         needed: Bytes that it will take.
-        overwrite: Replace an earlier output; it is there until the new one is whole.
+        overwrite: Replace an earlier output; it is there until the new one is complete.
 
     Yields:
         The folder to fill.

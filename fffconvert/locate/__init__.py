@@ -44,7 +44,7 @@ def locate(model: nn.Module, example_inputs: Inputs | None = None, *, min_expans
         min_expansion: Least ratio of d_hidden to d_model; what is narrower is taken for an adapter.
 
     Returns:
-        The blocks in the order in which they run, and what was passed over with the reason.
+        The blocks in the order in which they run, and what was skipped with the reason.
 
     Raises:
         FFFError: No example inputs were given and none could be guessed, or the model fails on them.

@@ -65,7 +65,7 @@ class _Candidate:
 def find_blocks(
     model: nn.Module, capture: Capture, min_expansion: float
 ) -> tuple[list[FFNSite], list[Skipped]]:
-    """All feedforward blocks of a recorded run, in the order in which they ran, and what was passed over.
+    """All feedforward blocks of a recorded run, in the order in which they ran, and what was skipped.
 
     Args:
         model: The model that was recorded.

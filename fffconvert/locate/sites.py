@@ -195,7 +195,7 @@ class Sites(Sequence[FFNSite]):
     """The blocks of a model in the order in which they run. Prints as a table.
 
     Attributes:
-        skipped: What looked like a feedforward block and was passed over.
+        skipped: What looked like a feedforward block and was skipped.
     """
 
     def __init__(self, sites: Sequence[FFNSite], skipped: Sequence[Skipped] = ()) -> None:
@@ -237,7 +237,7 @@ class Sites(Sequence[FFNSite]):
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             for row in (header, *rows)
         ]
-        lines += [f"passed over: {skip.name or 'the model'}: {skip.reason}" for skip in self.skipped]
+        lines += [f"skipped: {skip.name or 'the model'}: {skip.reason}" for skip in self.skipped]
         return "\n".join(line.rstrip() for line in lines)
 
 

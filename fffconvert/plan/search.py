@@ -29,7 +29,7 @@ from fffconvert.plan import FFFSpec
 SHARES = (0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75)
 """Active widths that are measured, as shares of the block's."""
 PATHS = ({"depth": 0}, {"depth": 5}, {"depth": 8})
-"""Layers without leaves that are measured: a single neuron stands for a block that is deleted."""
+"""Layers without leaves that are measured: a single neuron stands for a block that is ablated."""
 LEAF_DEPTH = 4
 SPARSITIES = (0.3, 0.4, 0.5, 0.7, 0.9)
 """Shares of its neurons that a block kept whole skips."""
@@ -268,8 +268,8 @@ def _value(curve: Curve, now: int, step: int) -> float:
 def _sensitivity(
     model: nn.Module, site: FFNSite, mean: Tensor, probes: Sequence[Batch], expected: Sequence[Tensor]
 ) -> float:
-    deleted = MeanOutput(mean, site.placement.feature_axis)
-    record = surgery.install(model, {site.name: (site.placement, deleted)})
+    ablated = MeanOutput(mean, site.placement.feature_axis)
+    record = surgery.install(model, {site.name: (site.placement, ablated)})
     try:
         found = _outputs(model, probes)
     finally:

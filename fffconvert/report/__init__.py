@@ -1,4 +1,4 @@
-"""One page about a converted model: what was converted, what was kept, against whom, and on what."""
+"""One page about a converted model: what was converted, what was retained, against whom, and on what."""
 
 from __future__ import annotations
 

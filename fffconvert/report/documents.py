@@ -77,7 +77,7 @@ class TaskScore:
     ci95: tuple[float, float] | None = None
     n: int | None = None
     teacher: float | None = None
-    deleted: float | None = None
+    ablated: float | None = None
     dense: float | None = None
     random_routing: float | None = None
     retained: float | None = None

@@ -24,7 +24,7 @@ from fffconvert.distill.recipe import Data, Objectives, Stage, Trained, Unit
 from fffconvert.distill.recipe import Recipe as Distillation
 from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluate import evaluate
-from fffconvert.evaluate.run import write_whole
+from fffconvert.evaluate.run import write_atomically
 from fffconvert.evaluate.sweep import Grid, run_sweep
 from fffconvert.evaluate.tasks import Options, read_documents
 from fffconvert.hub.output import RECIPE, read_conversion
@@ -41,8 +41,8 @@ PATH_DEPTH = 11
 LEAF_DEPTH, LEAF_SHARE = 4, 0.07
 """Leaves of this share of the dense block's neurons: less than that is better spent on paths alone."""
 GRID = Grid(depths=(4, 8, 11), trees=(1, 4))
-CONTROLS = (Control.DENSE, Control.DELETED, Control.RANDOM_ROUTING)
-FINE_TUNED = (Control.DENSE, Control.DELETED)
+CONTROLS = (Control.DENSE, Control.ABLATED, Control.RANDOM_ROUTING)
+FINE_TUNED = (Control.DENSE, Control.ABLATED)
 """Those that are fine-tuned too, which takes minutes for each."""
 SECTIONS = ("robustness", "ablation", "routing")
 EPOCHS = 3
@@ -89,7 +89,10 @@ class FullSettings:
 
 
 def full_report(
-    model: str, output: str | Path, settings: FullSettings, say: Callable[[str], None] = lambda line: None
+    model: str,
+    output: str | Path,
+    settings: FullSettings,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Convert a model at two budgets, make and train the controls, evaluate, sweep, and write the page.
 
@@ -97,7 +100,7 @@ def full_report(
         model: Hub id, folder or `pkg:DIST[/PATH]`.
         output: Folder for all of it; a second call with the same settings goes on from there.
         settings: How large the report is.
-        say: Is told about each step.
+        progress: Is told about each step.
 
     Raises:
         FFFError: Bad input, or the folder holds a full report of something else.
@@ -116,12 +119,12 @@ def full_report(
     for name, recipe in recipes.items():
         converted = folder / f"{name}-converted"
         if not (converted / RECIPE).is_file():
-            say(f"{name}: convert to {converted}")
+            progress(f"{name}: convert to {converted}")
             convert_model(model, recipe, converted, calibration=texts)
-        subject, controls = _trained(converted, folder, name, kind, settings, say)
+        subject, controls = _trained(converted, folder, name, kind, settings, progress)
         measured.append(subject)
         for tasks, compared, options in _tasks(kind, settings):
-            say(f"{name}: evaluate {', '.join(tasks)}")
+            progress(f"{name}: evaluate {', '.join(tasks)}")
             evaluate(
                 subject,
                 tasks,
@@ -132,9 +135,9 @@ def full_report(
                 **options,
             )
         if not (subject / BENCHMARK).is_file():
-            say(f"{name}: time it against the original")
-            write_whole(subject / BENCHMARK, bench_model(_benchmark(subject, kind)))
-    say("sweep over trees and depth")
+            progress(f"{name}: time it against the original")
+            write_atomically(subject / BENCHMARK, bench_model(_benchmark(subject, kind)))
+    progress("sweep over trees and depth")
     run_sweep(
         model,
         folder / "sweep",
@@ -192,7 +195,7 @@ def _trained(
     name: str,
     kind: _Kind,
     settings: FullSettings,
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> tuple[Path, dict[str, Path]]:
     """The conversion and its controls, all trained alike, or none of them."""
     subject, recipe = converted, None
@@ -200,14 +203,14 @@ def _trained(
         recipe = _distillation(kind, settings)
         subject = folder / f"{name}-trained"
         if not (subject / RECIPE).is_file():
-            say(f"{name}: train on {settings.train_tokens:,} tokens")
+            progress(f"{name}: train on {settings.train_tokens:,} tokens")
             distill_model(converted, recipe, subject)
     controls = {}
     for control in CONTROLS:
         controls[control.value] = place = folder / f"{name}-{control.value}"
         if (place / RECIPE).is_file():
             continue
-        say(f"{name}: make the control {control.value}")
+        progress(f"{name}: make the control {control.value}")
         if recipe is not None:
             distill_model(converted, recipe, place, control=control)
         else:

@@ -18,8 +18,8 @@ from fffconvert.convert import convert_model
 from fffconvert.recipe import Recipe
 
 TASKS = ("rte", "cola", "sst-2")
-CONTROLS = (Control.DENSE, Control.DELETED, Control.RANDOM_ROUTING)
-FIGURES = ("teacher", "value", "dense", "deleted", "random_routing")
+CONTROLS = (Control.DENSE, Control.ABLATED, Control.RANDOM_ROUTING)
+FIGURES = ("teacher", "value", "dense", "ablated", "random_routing")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

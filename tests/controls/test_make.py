@@ -70,7 +70,7 @@ def test_a_conversion_that_lacks_a_block_of_its_recipe_is_refused(twelve_blocks,
     model.save_pretrained(folder)
     assert recipe["exclude"] == []
     with pytest.raises(FFFError, match=r"no layer in the place of block bert\.encoder\.layer\.3\."):
-        make_control(folder, Control.DELETED)
+        make_control(folder, Control.ABLATED)
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):

@@ -78,7 +78,7 @@ def global_state():
 @built
 def test_linear_maps_can_be_int8(small, tmp_path):
     before, drawn = global_state(), torch.get_rng_state()
-    path = export_folder(str(small), "onnx", tmp_path / "m.onnx", quantize_rest="int8")
+    path = export_folder(str(small), "onnx", tmp_path / "m.onnx", quantize_linear="int8")
     assert global_state() == before
     assert torch.equal(torch.get_rng_state(), drawn)
     kinds = [node.op_type for node in onnx.load(path).graph.node]
@@ -117,7 +117,7 @@ def test_an_int8_file_leaves_nothing_in_float32_beside_it(
     sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
     assert set(sizes) == {"m.onnx", "m.onnx.data"}
     monkeypatch.setattr(export_module, "export_onnx", write)  # the exporter takes long, and wrote this before
-    path = export_folder(str(small), "onnx", tmp_path / "m.onnx", quantize_rest="int8", overwrite=True)
+    path = export_folder(str(small), "onnx", tmp_path / "m.onnx", quantize_linear="int8", overwrite=True)
     weights = onnx.load(path, load_external_data=False).graph.initializer
     beside = {entry.value for w in weights for entry in w.external_data if entry.key == "location"}
     assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", *beside}
@@ -224,7 +224,7 @@ def test_a_package_compiled_ahead_of_time_gives_the_same(small, tmp_path):
             "--format is 'tflite'; expected one of onnx, onnx-standard, aot",
         ),
         (["--format", "onnx", "-o", "m.pt2"], "expected a name that ends in .onnx"),
-        (["--format", "aot", "-o", "m.pt2", "--quantize-rest", "int8"], "aot knows no int8 linear maps"),
+        (["--format", "aot", "-o", "m.pt2", "--quantize-linear", "int8"], "aot knows no int8 linear layers"),
         (["-o", "nowhere/m.onnx"], "its folder does not exist"),
     ],
 )
@@ -234,10 +234,10 @@ def test_the_command_refuses_what_cannot_be(small, options, message):
     assert message in done.output
 
 
-def test_a_model_whose_maps_are_int8_is_refused():
+def test_a_model_whose_linear_layers_are_int8_is_refused():
     from fffconvert.runtime.int8_linear import Int8Linear
 
-    with pytest.raises(FFFError, match="in int8 already; export the model before it is deployed"):
+    with pytest.raises(FFFError, match="in int8 already; export it before it is deployed"):
         export_onnx(torch.nn.Sequential(Int8Linear(torch.randn(2, 2))), "x.onnx", example_inputs={})
 
 

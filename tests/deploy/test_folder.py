@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fffconvert import hub
 from fffconvert.cli import app
-from fffconvert.deploy import Settings, deploy_folder, rest
+from fffconvert.deploy import Settings, deploy_folder, linear
 from fffconvert.deploy.memory import weight_bytes
 from fffconvert.errors import FFFError
 from fffconvert.hub.deployment import Deployment
@@ -24,7 +24,7 @@ ALL = Settings(dtype="int8", max_drop=1.0)
 @pytest.fixture
 def int8_is_fast(monkeypatch):
     """Maps are chosen by timing; here int8 wins."""
-    monkeypatch.setattr(rest, "times", lambda call, inputs: (1.0 if any_int8(call) else 2.0,) * len(inputs))
+    monkeypatch.setattr(linear, "times", lambda call, inputs: (1.0 if any_int8(call) else 2.0,) * len(inputs))
 
 
 def any_int8(call) -> bool:
@@ -61,7 +61,7 @@ def test_loads_deployed_with_plain_from_pretrained(small, tmp_path, int8_is_fast
 
 
 def test_bfloat16_rows_take_half_the_memory(small, tmp_path):
-    settings = Settings(dtype="bfloat16", quantize_rest="none", max_drop=1.0)
+    settings = Settings(dtype="bfloat16", quantize_linear="none", max_drop=1.0)
     done = deploy_folder(str(small), settings, tmp_path / "deployed")
     model = transformers.AutoModelForMaskedLM.from_pretrained(done.output)
     assert weight_bytes(model) == done.bytes_after < done.bytes_before
@@ -113,13 +113,13 @@ def test_a_drop_larger_than_allowed_is_refused_and_nothing_is_written(small, tmp
 
 
 def test_exact_deployment_agrees_fully(small):
-    done = deploy_folder(str(small), Settings(dtype="float32", quantize_rest="none", max_drop=0.0))
+    done = deploy_folder(str(small), Settings(dtype="float32", quantize_linear="none", max_drop=0.0))
     assert done.agreement.value == 1.0
     assert done.linears == []
 
 
 def test_maps_that_are_not_faster_stay(small, monkeypatch):
-    monkeypatch.setattr(rest, "times", lambda call, inputs: (1.0,) * len(inputs))
+    monkeypatch.setattr(linear, "times", lambda call, inputs: (1.0,) * len(inputs))
     done = deploy_folder(str(small), Settings(max_drop=1.0))
     assert {m.dtype for m in done.linears} == {"float32"}
 
@@ -138,7 +138,7 @@ def test_refuses_what_is_deployed_already_or_was_never_converted(small, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize_rest": "int4"}, "--quantize-rest is 'int4'; expected int8 or none"),
+        ({"quantize_linear": "int4"}, "--quantize-linear is 'int4'; expected int8 or none"),
         ({"target": "tpu"}, "--target is 'tpu'; expected cpu or cuda"),
         ({"max_drop": 2.0}, "--max-drop is 2.0; expected a share from 0 to 1"),
     ],

@@ -96,7 +96,7 @@ def test_controls_train_by_the_same_recipe(encoder: Path, text: Path, tmp_path: 
     assert len(layers) == (0 if control is Control.ORIGINAL else 2)
     distill_model(encoder, recipe_of(text, GOALS, steps=3), tmp_path / "own")
     assert journal(tmp_path / "own")[-1]["tokens"] == journal(tmp_path / "out")[-1]["tokens"]
-    if control is Control.DELETED:
+    if control is Control.ABLATED:
         assert all(not layer.fff_out_weight.any() for layer in layers)
 
 

@@ -13,7 +13,7 @@ from zoo import ARCHITECTURES, Case
 
 from fffconvert import surgery
 from fffconvert.estimate.anatomy import Part
-from fffconvert.estimate.conversion import Budget, converted, deleted
+from fffconvert.estimate.conversion import Budget, ablated, converted
 from fffconvert.estimate.record import record, weightless
 from fffconvert.estimate.workload import Phase, Workload
 from fffconvert.locate import locate
@@ -122,7 +122,7 @@ def test_parts_add_up_as_in_the_textbook():
     assert anatomy.parameters[Part.EMBEDDINGS] == vocabulary * d + 32 * d
     assert anatomy.parameters[Part.FEEDFORWARD] == layers * (2 * d * hidden + d + hidden)
     assert sum(anatomy.parameters.values()) == sum(p.numel() for p in model.parameters())
-    assert sum(deleted(anatomy).macs(Workload(1, length)).values()) == length * (
+    assert sum(ablated(anatomy).macs(Workload(1, length)).values()) == length * (
         layers * (4 * d * d + 2 * length * d) + d * vocabulary
     )
 

@@ -21,7 +21,7 @@ from fffconvert.cli import app
 from fffconvert.errors import FFFError
 from fffconvert.estimate import Estimate, compare, measure, roofline
 from fffconvert.estimate.anatomy import Anatomy, Operation, Part, Rows
-from fffconvert.estimate.conversion import converted, deleted, distinct_nodes
+from fffconvert.estimate.conversion import ablated, converted, distinct_nodes
 from fffconvert.estimate.faults import fresh_shares
 from fffconvert.estimate.hardware import Hardware, Rates, at, hardware, machines
 from fffconvert.estimate.workload import Phase, Stream, Workload
@@ -85,7 +85,7 @@ def test_machines_bound_the_converted_model_by_the_deleted_one(name: str, bert: 
     for work in (Workload(1, 1), Workload(1, 128), Workload(32, 512)):
         dense, trees, without = (
             roofline.duration(anatomy, work, machine).seconds
-            for anatomy in (bert.anatomy, bert.converted, deleted(bert.anatomy))
+            for anatomy in (bert.anatomy, bert.converted, ablated(bert.anatomy))
         )
         assert without < trees < dense
 

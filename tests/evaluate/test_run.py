@@ -46,8 +46,8 @@ def place(tmp_path: Path, data: Path) -> list[object]:
 
 
 def test_the_document(save: Callable[..., Path], place: list[object], tmp_path: Path):
-    model, teacher, deleted = save("encoder"), save("encoder", 1), save("encoder", 2)
-    controls = ["--teacher", teacher, "--control", f"deleted={deleted}", "--control", f"no-name={model}"]
+    model, teacher, ablated = save("encoder"), save("encoder", 1), save("encoder", 2)
+    controls = ["--teacher", teacher, "--control", f"ablated={ablated}", "--control", f"no-name={model}"]
     result = call(model, "--task", "STS_B", *controls, *place, "--json", "-o", tmp_path / "results.json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -57,12 +57,12 @@ def test_the_document(save: Callable[..., Path], place: list[object], tmp_path: 
     assert row["ci95"][0] <= row["value"] <= row["ci95"][1]
     assert row["retained"] == pytest.approx(row["value"] / row["teacher"])
     assert row["recovered"] == pytest.approx(
-        (row["value"] - row["deleted"]) / (row["teacher"] - row["deleted"])
+        (row["value"] - row["ablated"]) / (row["teacher"] - row["ablated"])
     )
     assert row["no_name"] == row["value"]
     assert row["dense"] is None
     assert row["random_routing"] is None
-    assert set(row["ci95_of"]) == {"teacher", "deleted", "no_name"}
+    assert set(row["ci95_of"]) == {"teacher", "ablated", "no_name"}
     assert document["environment"]["versions"]["fffconvert"] == fff.__version__
 
 
@@ -224,7 +224,7 @@ def test_a_teacher_with_another_tokenizer_or_width(save: Callable[..., Path], pl
         (["--task", "mlm"], "got a BertModel; expected a masked"),
         (["--task", "perplexity"], "got a BertModel; expected a causal"),
         (["--task", "mlm", "--text", "none.txt"], "text file none.txt does not exist"),
-        (["--task", "sts-b", "--control", "deleted"], "expected NAME=MODEL"),
+        (["--task", "sts-b", "--control", "ablated"], "expected NAME=MODEL"),
         (["--task", "sts-b", "--control", "value=x"], "cannot be called so"),
         (["--task", "sts-b", "--limit", "1"], "Invalid value for '--limit'"),
         (["--task", "sts-b", "--teacher", "./none"], "no model folder ./none"),
@@ -240,9 +240,9 @@ def test_a_folder_that_is_no_model(tmp_path: Path, place: list[object]):
 
 
 def test_shares():
-    own, teacher, deleted = (np.array([[1, float(n < right)] for n in range(10)]) for right in (7, 9, 5))
+    own, teacher, ablated = (np.array([[1, float(n < right)] for n in range(10)]) for right in (7, 9, 5))
     assert retained(ACCURACY, [own, teacher]) == pytest.approx(7 / 9)
-    assert recovered(ACCURACY, [own, teacher, deleted]) == pytest.approx(0.5)
+    assert recovered(ACCURACY, [own, teacher, ablated]) == pytest.approx(0.5)
     assert np.isnan(recovered(ACCURACY, [own, teacher, teacher]))
     backwards = dataclasses.replace(ACCURACY, higher_is_better=False)
     assert retained(backwards, [own, teacher]) == pytest.approx(9 / 7)
@@ -253,17 +253,17 @@ def test_shares():
 def test_a_share_of_nothing_is_unclear(right: int, unclear: bool):
     results = {
         role: {"units": [[1, float(n < count)] for n in range(40)], "facts": {}, "seconds": 0.0}
-        for role, count in {"model": 30, "teacher": 40, "deleted": right}.items()
+        for role, count in {"model": 30, "teacher": 40, "ablated": right}.items()
     }
     assert row(TASKS["rte"], "", results, None)["recovered_unclear"] is unclear
 
 
 def test_what_is_unclear_is_said(save: Callable[..., Path], place: list[object]):
     model, teacher = save("encoder"), save("encoder", 1)
-    options = ["--teacher", teacher, "--control", f"deleted={teacher}", *place]
+    options = ["--teacher", teacher, "--control", f"ablated={teacher}", *place]
     shown = " ".join(call(model, "--task", "sts-b", *options).stdout.split())
     assert "unclear" in shown
-    assert "deleting all blocks costs nothing that shows on sts-b" in shown
+    assert "ablating all blocks costs nothing that shows on sts-b" in shown
 
 
 def test_the_help_names_every_task(data: Path, save: Callable[..., Path], place: list[object]):

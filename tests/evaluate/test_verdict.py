@@ -64,7 +64,7 @@ def test_what_is_undefined_is_undecided():
 def test_each_control_of_a_task_has_its_verdict():
     results = {
         role: {"units": answers(right).tolist(), "facts": {}, "seconds": 0.0}
-        for role, right in {"model": 30, "teacher": 40, "deleted": 10, "dense": 39, "other": 31}.items()
+        for role, right in {"model": 30, "teacher": 40, "ablated": 10, "dense": 39, "other": 31}.items()
     }
     found = row(TASKS["rte"], "", results, None)
-    assert found["verdicts"] == {"deleted": "better", "dense": "worse", "other": "undecided"}
+    assert found["verdicts"] == {"ablated": "better", "dense": "worse", "other": "undecided"}

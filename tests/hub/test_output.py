@@ -1,4 +1,4 @@
-"""The output folder is whole or not there: refused, out of space, killed."""
+"""The output folder is atomic: refused, out of space, killed."""
 
 from __future__ import annotations
 

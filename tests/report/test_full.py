@@ -124,7 +124,7 @@ def test_is_made_by_one_call_and_goes_on_after_it_was_stopped(
     for name in ("paths-trained", "leaves-trained"):
         tasks = json.loads((tmp_path / "out" / name / "eval.json").read_text())["tasks"]
         assert {"sts-b", "agreement", "rte", "cola", "sst-2"} <= set(tasks)
-        controls = ("dense", "deleted", "random_routing")
+        controls = ("dense", "ablated", "random_routing")
         assert all(tasks[task][key] is not None for task in ("sts-b", "agreement") for key in controls)
         assert tasks["sts-b"]["teacher"] is not None
         card = (tmp_path / "out" / name / "README.md").read_text()

@@ -123,8 +123,8 @@ def test_says_plainly_where_a_control_is_not_beaten(html: str, folder: Path):
     text = " ".join(" ".join(check(html).text).split())
     assert "is not beaten on cola (0.300 against 0.360): the trees bought nothing there" in text
     assert "same active width” and the conversion cannot be told apart on rte (0.610 against 0.620)" in text
-    assert "blocks deleted” is beaten on sts-b (0.790 against 0.740)" in text
-    assert "blocks deleted” was not decided on when it was measured on mlm (3.100 against 4.400)" in text
+    assert "blocks ablated” is beaten on sts-b (0.790 against 0.740)" in text
+    assert "blocks ablated” was not decided on when it was measured on mlm (3.100 against 4.400)" in text
     assert "first 100 only" in text
     assert "Deleting all blocks costs nothing that shows on rte:" in text
     assert text.count("unclear") == 2  # in the row of rte, and where recovered is explained

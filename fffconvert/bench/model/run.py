@@ -36,7 +36,7 @@ compute in fewer bits."""
 ROUNDED = ("ort-int8", "openvino", "fffconvert-int8", "deployed", "exported-int8")
 TORCH_TREES = ("undeployed", "fffconvert", "fffconvert-int8", "deployed")
 TREES = (*TORCH_TREES, *EXPORTED_TREES.values())
-GENERATING = ("torch", "deleted", *TORCH_TREES)
+GENERATING = ("torch", "ablated", *TORCH_TREES)
 """Those that keep keys and values of the tokens before."""
 Size = tuple[int, int]
 
@@ -63,7 +63,7 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
         folder = Path(temporary)
         quality = Quality(settings, values, folder) if settings.task else None
         causal = _prepare(folder, values, settings, problems)
-        names = [*dict.fromkeys(("torch", "deleted", *settings.baselines)), "reference", *own]
+        names = [*dict.fromkeys(("torch", "ablated", *settings.baselines)), "reference", *own]
         with _running(names, folder, values, problems) as runtimes:
             run = _Run(runtimes, folder, settings, problems)
             rows = run.rows()
@@ -93,7 +93,7 @@ def _within_positions(settings: ModelBench) -> ModelBench:
     known = preset(settings.model)
     options: dict[str, Any] = {"device": "meta", "trust_remote_code": settings.trust_remote_code}
     model = known.build() if known else hub.load_random(settings.model, **options).model
-    sizes = ((batch, longest(model, None, length, say=True)) for batch, length in settings.sizes)
+    sizes = ((batch, longest(model, None, length, warn=True)) for batch, length in settings.sizes)
     return dataclasses.replace(settings, sizes=tuple(dict.fromkeys(sizes)))
 
 
@@ -194,7 +194,7 @@ class _Run:
                 "speedup_vs_torch": ratios.get("torch"),
                 "speedup_vs_ort_int8": ratios.get("ort-int8"),
                 "speedup_vs_undeployed": ratios.get("undeployed"),
-                "amdahl_cap": medians["torch"] / medians["deleted"] if "deleted" in medians else None,
+                "amdahl_cap": medians["torch"] / medians["ablated"] if "ablated" in medians else None,
                 **errors[name],
             }
 
@@ -209,7 +209,7 @@ class _Run:
                 found[name] = np.load(path)
         errors: dict[str, dict[str, float | None]] = {}
         for name, y in found.items():
-            if name in ("deleted", "reference"):
+            if name in ("ablated", "reference"):
                 errors[name] = {"max_error": None, "median_error": None}
                 continue
             trees = name in TREES
@@ -262,7 +262,7 @@ class _Run:
                 answer = self._ask(name, "generate", size=size, tokens=self._settings.generate)
                 times.setdefault(name, []).extend(answer["ns"] if answer is not None else [])
         medians = {name: float(np.median(ns)) / 1e6 for name, ns in times.items() if ns}
-        cap = medians["torch"] / medians["deleted"] if {"torch", "deleted"} <= medians.keys() else None
+        cap = medians["torch"] / medians["ablated"] if {"torch", "ablated"} <= medians.keys() else None
         return [
             {
                 "runtime": name,

@@ -120,7 +120,7 @@ def _loaded(name: str, settings: Settings, **options: Any) -> nn.Module:
     return model
 
 
-def _deleted(settings: Settings) -> nn.Module:
+def _ablated(settings: Settings) -> nn.Module:
     """The original without its feedforward blocks: what no conversion can be faster than."""
     model = dense(settings)
     surgery.replace(model, {site: nn.Identity() for site in locate(model)})
@@ -160,7 +160,7 @@ def _float32(settings: Settings) -> nn.Module:
 
 
 def _int8(settings: Settings) -> nn.Module:
-    return deploy(trees(settings), originals={}, quantize_rest="int8")
+    return deploy(trees(settings), originals={}, quantize_linear="int8")
 
 
 def _deployed(settings: Settings) -> nn.Module:
@@ -174,7 +174,7 @@ def _layers(model: nn.Module) -> Iterator[FFFLayer]:
 KINDS: dict[str, Callable[[Settings], Any]] = {
     "torch": dense,
     "compile": dense,
-    "deleted": _deleted,
+    "ablated": _ablated,
     "reference": _reference,
     "undeployed": trees,
     "fffconvert": _float32,

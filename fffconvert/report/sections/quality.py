@@ -23,12 +23,12 @@ from fffconvert.report.page import (
 CONTROLS = {
     "teacher": ("teacher", INK, "|"),
     "dense": ("dense block of the same active width", ORANGE, "s"),
-    "deleted": ("blocks deleted", RED, "X"),
+    "ablated": ("blocks ablated", RED, "X"),
     "random_routing": ("random routing", PURPLE, "v"),
 }
 """What the converted model is held against: how it is called, and drawn."""
-JUDGED = ("dense", "deleted")
-COMMAND = "fffconvert eval DIR --task sts-b --control dense=DIR2 --control deleted=DIR3"
+JUDGED = ("dense", "ablated")
+COMMAND = "fffconvert eval DIR --task sts-b --control dense=DIR2 --control ablated=DIR3"
 
 
 def section(conversions: Sequence[Conversion]) -> Section:
@@ -46,9 +46,9 @@ def section(conversions: Sequence[Conversion]) -> Section:
         parts.append(
             Text(
                 "retained = converted / teacher (of a loss: teacher / converted); recovered = (converted - "
-                "deleted) / (teacher - deleted): 0 is a model without its feedforward blocks, 1 the "
+                "ablated) / (teacher - ablated): 0 is a model without its feedforward blocks, 1 the "
                 "original; unclear where deleting the blocks costs nothing that shows. Controls: the same "
-                "model with a dense block of the same active width, with its blocks deleted, or with "
+                "model with a dense block of the same active width, with its blocks ablated, or with "
                 "hyperplanes drawn at random, each trained equally."
             )
         )
@@ -91,7 +91,7 @@ def findings(conversion: Conversion) -> list[Finding]:
 
 def _judged(control: str, groups: Mapping[str | None, list[str]]) -> list[Finding]:
     called = f"The control “{CONTROLS[control][0]}”"
-    end = "the trees bought nothing there" if control == "dense" else "nothing was kept there"
+    end = "the trees bought nothing there" if control == "dense" else "nothing was retained there"
     said = {
         "worse": ("bad", "is not beaten on", f": {end}"),
         "undecided": ("open", "and the conversion cannot be told apart on", ""),
@@ -114,7 +114,7 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
                 _bounded(task.value, task.ci95, number),
                 number(task.teacher),
                 number(task.dense),
-                number(task.deleted),
+                number(task.ablated),
                 number(task.random_routing),
                 _bounded(task.retained, task.retained_ci95, percent),
                 "unclear"
@@ -129,7 +129,7 @@ def _table(tasks: dict[str, TaskScore]) -> Table:
             "converted (95\u00a0%)",
             "teacher",
             "dense",
-            "deleted",
+            "ablated",
             "random routing",
             "retained",
             "recovered",

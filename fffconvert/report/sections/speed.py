@@ -8,7 +8,7 @@ from fffconvert.report.documents import BenchRow, Conversion, ProfileRow
 from fffconvert.report.drawing import FAINT, INK, MARKERS, PAPER, SERIES, canvas, svg
 from fffconvert.report.page import Figure, Finding, Heading, Part, Section, Table, Text, number
 
-DELETED = "deleted"
+ABLATED = "ablated"
 """The model without its blocks: the Amdahl cap itself."""
 
 
@@ -77,7 +77,7 @@ def _times(value: float | None) -> str:
 
 def _plot(rows: Sequence[BenchRow], name: str, label: str) -> str:
     sizes = list(dict.fromkeys((row.batch, row.length) for row in rows))
-    runtimes = list(dict.fromkeys(row.runtime for row in rows if row.runtime != DELETED))
+    runtimes = list(dict.fromkeys(row.runtime for row in rows if row.runtime != ABLATED))
     caps = {(row.batch, row.length): row.amdahl_cap for row in rows if row.amdahl_cap is not None}
     with canvas() as figure:
         axes = figure.add_subplot(xlabel="batch x length", ylabel="speed-up of the whole model")

@@ -49,17 +49,17 @@ def test_measures_every_runtime_and_writes_the_document(folders):
     assert document["problems"] == []
     assert document == json.loads((folders / "fff" / "bench.json").read_text())
     rows = {row["runtime"]: row for row in document["rows"]}
-    assert list(rows) == ["torch", "deleted", "ort-int8", *OWN, "exported-int8"]
+    assert list(rows) == ["torch", "ablated", "ort-int8", *OWN, "exported-int8"]
     for row in rows.values():
         assert (row["batch"], row["length"]) == (1, 8)
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
         assert row["speedup_vs_torch"] == pytest.approx(rows["torch"]["median_ms"] / row["median_ms"])
-        assert row["amdahl_cap"] == pytest.approx(rows["torch"]["median_ms"] / rows["deleted"]["median_ms"])
+        assert row["amdahl_cap"] == pytest.approx(rows["torch"]["median_ms"] / rows["ablated"]["median_ms"])
     assert rows["undeployed"]["max_error"] < 1e-4
     assert rows["exported-int8"]["median_error"] < 0.1
     assert rows["ort-int8"]["max_error"] > rows["torch"]["max_error"] == 0
     generation = {row["runtime"]: row for row in document["generation"]}
-    assert set(generation) == {"torch", "deleted", *OWN}
+    assert set(generation) == {"torch", "ablated", *OWN}
     assert all(row["tokens_per_second"] > 0 for row in generation.values())
     assert {row["runtime"] for row in document["profile"]} == {"torch", "fffconvert", "fffconvert-int8"}
     assert all(set(row["ms"]) == set(PARTS) for row in document["profile"])

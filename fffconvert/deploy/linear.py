@@ -1,4 +1,4 @@
-"""The linear maps beside the trees, in int8 where that is faster here: attention, trunks, heads."""
+"""The linear layers beside the trees, in int8 where that is faster here: attention, trunks, heads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fffconvert.runtime.int8_linear import Int8Linear, int8_trunk
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
-REST = ("int8", "none")
+CHOICES = ("int8", "none")
 HEADS, HEAD_WIDTH = 12, 64
 """Attention that is timed: that of BERT-base. Other shapes gain alike."""
 FASTER = 0.95
@@ -30,7 +30,7 @@ FASTER = 0.95
 
 @dataclass(frozen=True)
 class LinearDeployment:
-    """What computes one linear map beside the trees, and why.
+    """What computes one linear layer beside the trees, and why.
 
     Attributes:
         name: Name of the module; that of the layer for a trunk.
@@ -53,18 +53,18 @@ class LinearDeployment:
     group: int | None = None
 
 
-def check_rest(name: str) -> None:
-    """Refuse what is none of `REST`.
+def check_quantize_linear(name: str) -> None:
+    """Refuse what is none of `CHOICES`.
 
     Raises:
         FFFError: Which it is, and what was expected.
     """
-    if name not in REST:
-        raise FFFError(f"--quantize-rest is {name!r}; expected {' or '.join(REST)}")
+    if name not in CHOICES:
+        raise FFFError(f"--quantize-linear is {name!r}; expected {' or '.join(CHOICES)}")
 
 
-def int8_rest(model: nn.Module, example_inputs: Inputs | None = None) -> list[LinearDeployment]:
-    """Put linear maps into int8 where that is faster on this machine.
+def int8_linear_layers(model: nn.Module, example_inputs: Inputs | None = None) -> list[LinearDeployment]:
+    """Put linear layers into int8 where that is faster on this machine.
 
     Only maps that run when the model does are taken: some modules use the weights of others by themselves.
     Maps of one shape are timed once.
@@ -80,7 +80,7 @@ def int8_rest(model: nn.Module, example_inputs: Inputs | None = None) -> list[Li
         FFFError: The model is not on the CPU.
     """
     if any(not parameter.is_cpu for parameter in model.parameters()):
-        raise FFFError("int8 linear maps are computed on the CPU alone; expected --quantize-rest none")
+        raise FFFError("int8 linear layers are computed on the CPU alone; expected --quantize-linear none")
     known: dict[tuple[int, ...], tuple[tuple[float, ...], tuple[float, ...]]] = {}
 
     def chosen(name: str, kind: str, plain: Callable[[Tensor], Tensor], made: nn.Module) -> LinearDeployment:
@@ -156,7 +156,7 @@ def _trunk(layer: FFFLayer) -> Callable[[Tensor], Tensor]:
 
 
 def _used(model: nn.Module, inputs: Inputs | None) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Modules that are called when the model runs, by name; and linear maps that get the same tensor."""
+    """Modules that are called when the model runs, by name; and linear layers that get the same tensor."""
     called: dict[nn.Module, list[Tensor]] = {}
 
     def note(module: nn.Module, given: tuple[Any, ...]) -> None:

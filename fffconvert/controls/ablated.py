@@ -1,4 +1,4 @@
-"""Blocks deleted: the mean output in the place of each."""
+"""Blocks ablated: the mean output in the place of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fffconvert.tree import FFFLayer
 
 
 @torch.no_grad()
-def deleted_layer(spec: FFFSpec, y: Tensor) -> FFFLayer:
+def ablated_layer(spec: FFFSpec, y: Tensor) -> FFFLayer:
     """One node that gives nothing, and the block's mean output."""
     layer = FFFLayer(FFFSpec(spec.d_in, spec.d_out, 0, activation=spec.activation), dtype=torch.float32)
     for parameter in layer.parameters():
@@ -26,7 +26,7 @@ def deleted_layer(spec: FFFSpec, y: Tensor) -> FFFLayer:
     return layer
 
 
-def delete_blocks(model: nn.Module, sites: Sequence[FFNSite], batches: Sequence[Batch]) -> None:
+def ablate_blocks(model: nn.Module, sites: Sequence[FFNSite], batches: Sequence[Batch]) -> None:
     """Replace block after block by its mean output on what it still gets."""
 
     @torch.no_grad()
