@@ -6,7 +6,6 @@ teaches transformers, whenever that is imported, to read converted models.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
-    from fffconvert.convert import convert, restore
-    from fffconvert.deploy import deploy
-    from fffconvert.distill import distill
+    from fffconvert.conversion import convert, restore
+    from fffconvert.deployment import deploy
+    from fffconvert.distillation import distill
     from fffconvert.errors import FFFError
-    from fffconvert.estimate import estimate
-    from fffconvert.evaluate import evaluate
+    from fffconvert.estimation import estimate
+    from fffconvert.evaluation import evaluate
     from fffconvert.hub import load
-    from fffconvert.locate import FFNSite, locate
+    from fffconvert.location import FFNSite, locate
     from fffconvert.native import register_onnxruntime
-    from fffconvert.plan import FFFSpec
-    from fffconvert.report import report
+    from fffconvert.planning import FFFSpec
+    from fffconvert.reporting import report
     from fffconvert.surgery import replace
     from fffconvert.tree import FFFLayer
 
@@ -50,28 +49,20 @@ __all__ = [
 _HOMES = {
     "FFFError": "fffconvert.errors",
     "FFFLayer": "fffconvert.tree",
-    "FFFSpec": "fffconvert.plan",
-    "FFNSite": "fffconvert.locate",
-    "convert": "fffconvert.convert",
-    "deploy": "fffconvert.deploy",
-    "distill": "fffconvert.distill",
-    "estimate": "fffconvert.estimate",
-    "evaluate": "fffconvert.evaluate",
+    "FFFSpec": "fffconvert.planning",
+    "FFNSite": "fffconvert.location",
+    "convert": "fffconvert.conversion",
+    "deploy": "fffconvert.deployment",
+    "distill": "fffconvert.distillation",
+    "estimate": "fffconvert.estimation",
+    "evaluate": "fffconvert.evaluation",
     "load": "fffconvert.hub",
-    "locate": "fffconvert.locate",
+    "locate": "fffconvert.location",
     "register_onnxruntime": "fffconvert.native",
     "replace": "fffconvert.surgery",
-    "report": "fffconvert.report",
-    "restore": "fffconvert.convert",
+    "report": "fffconvert.reporting",
+    "restore": "fffconvert.conversion",
 }
-
-
-class _Package(ModuleType):
-    """Lets no submodule take the name of a public function: `locate`, `convert`, `estimate`."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
 
 
 def __getattr__(name: str) -> Any:
@@ -94,6 +85,5 @@ def _teach_modeling(module: ModuleType) -> None:
     import_module("fffconvert.hub.hooks").teach(module)
 
 
-sys.modules[__name__].__class__ = _Package
 wrapt.register_post_import_hook(_register_quantizer, "transformers.quantizers.auto")
 wrapt.register_post_import_hook(_teach_modeling, "transformers.modeling_utils")

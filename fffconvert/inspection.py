@@ -6,9 +6,9 @@ from typing import Any
 
 from fffconvert import hub
 from fffconvert.errors import FFFError
-from fffconvert.locate import locate
-from fffconvert.locate.inputs import example_inputs
-from fffconvert.plan import FFFSpec
+from fffconvert.location import locate
+from fffconvert.location.inputs import example_inputs
+from fffconvert.planning import FFFSpec
 from fffconvert.surgery import verify
 
 

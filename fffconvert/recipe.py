@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fffconvert.errors import FFFError
-from fffconvert.plan import FFFSpec, LayerForm
+from fffconvert.planning import FFFSpec, LayerForm
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from typing import Any
 from torch import Tensor
 
 from fffconvert import hub
-from fffconvert.distill import read_recipe
-from fffconvert.distill.run import JOURNAL, Trainee, run_stages
-from fffconvert.distill.signals import placements
+from fffconvert.distillation import read_recipe
+from fffconvert.distillation.run import JOURNAL, Trainee, run_stages
+from fffconvert.distillation.signals import placements
 from fffconvert.hub.output import read_conversion
 from fffconvert.tree import FFFLayer, expectation
 

@@ -299,7 +299,7 @@ class TestEndings:
             def fail(*_: object, **__: object) -> None:
                 raise error
 
-            monkeypatch.setattr(importlib.import_module("fffconvert.convert"), "convert_model", fail)
+            monkeypatch.setattr(importlib.import_module("fffconvert.conversion"), "convert_model", fail)
             return run("convert", "model", "--depth", "2", "-o", "out", *flags)
 
         return convert

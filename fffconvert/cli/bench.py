@@ -120,8 +120,8 @@ def bench(
             data_dir=data_dir,
         )
         return
-    from fffconvert.bench import LayerBench, bench_layer
-    from fffconvert.bench.depths import draw
+    from fffconvert.benchmarks import LayerBench, bench_layer
+    from fffconvert.benchmarks.depths import draw
 
     with output(as_json) as out:
         settings = LayerBench(

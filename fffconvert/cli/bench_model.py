@@ -37,8 +37,8 @@ LEGEND = (
 
 def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
     """Measure, write the document and print it."""
-    from fffconvert.bench import ModelBench, bench_model
-    from fffconvert.evaluate.run import write_atomically
+    from fffconvert.benchmarks import ModelBench, bench_model
+    from fffconvert.evaluation.run import write_atomically
     from fffconvert.hub.source import resolve
 
     with output(as_json) as out:

@@ -12,10 +12,10 @@ import typer
 
 from fffconvert.cli import tables
 from fffconvert.cli.reporting import OneLineUsage, Output, one_line_errors, output
-from fffconvert.plan import LayerForm
+from fffconvert.planning import LayerForm
 
 if TYPE_CHECKING:
-    from fffconvert.convert import ConvertedModel
+    from fffconvert.conversion import ConvertedModel
 
 app = typer.Typer(
     name="fffconvert",
@@ -142,9 +142,9 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Replace MODEL's feedforward blocks by FFF layers, fitted to what they do, and save the model."""
-    from fffconvert.convert import convert_model
+    from fffconvert.conversion import convert_model
     from fffconvert.errors import FFFError
-    from fffconvert.plan.file import read_shapes
+    from fffconvert.planning.file import read_shapes
     from fffconvert.recipe import Recipe
 
     if (depth is None) == (plan is None):

@@ -40,7 +40,7 @@ def deploy(
     debug: Debug = False,
 ) -> None:
     """Choose by timing how a converted MODEL computes fastest here, check it, and write it ready to load."""
-    from fffconvert.deploy import TOKENS, Settings, deploy_folder
+    from fffconvert.deployment import TOKENS, Settings, deploy_folder
 
     with output(as_json) as out:
         settings = Settings(

@@ -69,7 +69,7 @@ def distill(
 
     need("accelerate", "distill", "train")
     from fffconvert.controls import Control
-    from fffconvert.distill import distill_model, read_recipe
+    from fffconvert.distillation import distill_model, read_recipe
 
     settings: dict[str, Any] = {}
     for assignment in set_ or []:

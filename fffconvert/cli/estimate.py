@@ -13,10 +13,10 @@ import typer
 from fffconvert.cli import estimate_tables as tables
 from fffconvert.cli.commands import AsJson, Debug, RemoteCode, Revision, app
 from fffconvert.cli.reporting import Output, one_line_errors, output
-from fffconvert.plan import LayerForm
+from fffconvert.planning import LayerForm
 
 if TYPE_CHECKING:
-    from fffconvert.estimate import Estimate
+    from fffconvert.estimation import Estimate
 
 
 class Phase(str, Enum):
@@ -28,7 +28,7 @@ class Phase(str, Enum):
 
 
 class Sweep(str, Enum):
-    """`fffconvert.estimate.sweep.Sweep`, without importing torch for it."""
+    """`fffconvert.estimation.sweeps.Sweep`, without importing torch for it."""
 
     DEPTH = "depth"
     CONTEXT = "context"
@@ -96,8 +96,8 @@ def estimate(
 ) -> None:
     """Say what FFF layers would bring to MODEL: multiply-adds, bytes, memory, seconds. Reads no weights."""
     from fffconvert.errors import FFFError
-    from fffconvert.estimate import estimate as run
-    from fffconvert.estimate import sweep as sweeps
+    from fffconvert.estimation import estimate as run
+    from fffconvert.estimation import sweeps
 
     names = models or []
     if not names and sweep is Sweep.MODEL:
@@ -149,7 +149,7 @@ def estimate(
 
 
 def _machine(name: str | None) -> Any:
-    from fffconvert.estimate.report import machine
+    from fffconvert.estimation.report import machine
 
     return machine(name)
 
@@ -165,13 +165,13 @@ def _show(out: Output, found: dict[str, Any]) -> None:
 
 
 def _sweep(out: Output, rows: list[dict[str, Any]], over: Sweep, csv: Path | None, plot: Path | None) -> None:
-    from fffconvert.estimate.sweep import Sweep as Over
-    from fffconvert.estimate.sweep import write_csv
+    from fffconvert.estimation.sweeps import Sweep as Over
+    from fffconvert.estimation.sweeps import write_csv
 
     if csv is not None:
         write_csv(rows, csv)
     if plot is not None:
-        from fffconvert.estimate.plots import plot as draw
+        from fffconvert.estimation.plots import plot as draw
 
         draw(rows, Over(over.value), plot)
     out.document({"sweep": over.value, "rows": rows})
@@ -179,7 +179,7 @@ def _sweep(out: Output, rows: list[dict[str, Any]], over: Sweep, csv: Path | Non
 
 
 def _compare(out: Output, estimate: Estimate, sizes: str) -> None:
-    from fffconvert.estimate.compare import compare, parse_sizes
+    from fffconvert.estimation.comparison import compare, parse_sizes
 
     rows = [dataclasses.asdict(row) for row in compare(estimate, parse_sizes(sizes))]
     worst = max(abs(row["error"]) for row in rows)
@@ -189,8 +189,8 @@ def _compare(out: Output, estimate: Estimate, sizes: str) -> None:
 
 
 def _list(out: Output) -> None:
-    from fffconvert.estimate.hardware import machines
-    from fffconvert.estimate.models import presets
+    from fffconvert.estimation.machines import machines
+    from fffconvert.estimation.models import presets
 
     models = [
         {"name": known.name, "parameters": known.parameters, "source": known.source}

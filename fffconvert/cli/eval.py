@@ -70,7 +70,7 @@ def evaluate(
 ) -> None:
     """Measure what MODEL can do, beside its teacher and controls, with 95 % intervals."""
     from fffconvert.errors import FFFError
-    from fffconvert.evaluate import evaluate as measure
+    from fffconvert.evaluation import evaluate as measure
 
     controls = {}
     for given in control or ():

@@ -40,7 +40,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write a converted MODEL as one file for another runtime."""
-    from fffconvert.deploy.export import export_folder
+    from fffconvert.deployment.export import export_folder
 
     with output(as_json) as out:
         written = export_folder(

@@ -45,12 +45,12 @@ def plan(
     import dataclasses
 
     from fffconvert import hub
-    from fffconvert.convert import prepare
+    from fffconvert.conversion import prepare
     from fffconvert.errors import FFFError
     from fffconvert.figures import figure_class
     from fffconvert.fit import read_corpus
-    from fffconvert.plan import search
-    from fffconvert.plan.file import write_plan
+    from fffconvert.planning import search
+    from fffconvert.planning.file import write_plan
     from fffconvert.recipe import Recipe
 
     for name, value, low in (

@@ -12,7 +12,7 @@ from fffconvert.cli.commands import AsJson, Debug, TextColumn, app
 from fffconvert.cli.reporting import Output, one_line_errors, output
 
 if TYPE_CHECKING:
-    from fffconvert.report import Report
+    from fffconvert.reporting import Report
 
 TOKENS, TRAIN_TOKENS = 50_000, 200_000
 
@@ -78,7 +78,7 @@ def report(
             given = [name for name, value in only_full.items() if value is not None]
             if given:
                 raise FFFError(f"{given[0]} belongs to --full; without it nothing is measured")
-            from fffconvert.report import report as write
+            from fffconvert.reporting import report as write
 
             _show(out, write(folders, destination))
             return
@@ -86,7 +86,7 @@ def report(
             raise FFFError("--full expects one MODEL, --data-dir and -o")
         need("accelerate", "report --full", "train")
         need("sklearn", "report --full", "eval")
-        from fffconvert.report.full import FullSettings, full_report
+        from fffconvert.reporting.full import FullSettings, full_report
 
         settings = FullSettings(
             data_dir,

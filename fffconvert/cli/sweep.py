@@ -42,7 +42,7 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Convert MODEL at each point of a grid of trees, depths and leaf widths, and measure every one."""
-    from fffconvert.evaluate.sweep import Grid, run_sweep
+    from fffconvert.evaluation.sweep import Grid, run_sweep
     from fffconvert.recipe import Recipe
 
     grid = Grid(

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fffconvert.plan import leaf_in_words
+from fffconvert.planning import leaf_in_words
 
 
 def blocks(rows: Sequence[Mapping[str, Any]]) -> Table:

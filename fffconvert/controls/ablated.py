@@ -11,8 +11,8 @@ from fffconvert.controls.replacing import replace_each
 from fffconvert.fit.calibrate import Batch
 from fffconvert.fit.mean import MeanOutput
 from fffconvert.fit.moments import token_weights
-from fffconvert.locate import FFNSite
-from fffconvert.plan import FFFSpec
+from fffconvert.location import FFNSite
+from fffconvert.planning import FFFSpec
 from fffconvert.tree import FFFLayer
 
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from fffconvert.controls.replacing import replace_each
 from fffconvert.fit.calibrate import Batch
-from fffconvert.fit.diagnose import outputs
+from fffconvert.fit.diagnostics import outputs
 from fffconvert.fit.leaves import choose_neurons
 from fffconvert.fit.moments import centre, token_weights
 from fffconvert.fit.neurons import Neurons, neurons_of
 from fffconvert.fit.refine import Pair, split_off, train_block
-from fffconvert.locate import FFNSite
-from fffconvert.plan import FFFSpec
+from fffconvert.location import FFNSite
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.tree import FFFLayer
 

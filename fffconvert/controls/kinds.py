@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 
 
 class Control(str, Enum):

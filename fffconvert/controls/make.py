@@ -20,12 +20,12 @@ from fffconvert.controls.dense import dense_layer
 from fffconvert.controls.kinds import Control
 from fffconvert.controls.random_routing import randomly_routed
 from fffconvert.controls.replacing import replace_each
-from fffconvert.convert import prepare
+from fffconvert.conversion import prepare
 from fffconvert.errors import FFFError
 from fffconvert.fit import read_corpus
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.hub.output import RECIPE, read_conversion
-from fffconvert.locate import FFNSite
+from fffconvert.location import FFNSite
 from fffconvert.recipe import Recipe
 from fffconvert.tree import FFFLayer
 

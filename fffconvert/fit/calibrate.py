@@ -23,8 +23,8 @@ from fffconvert.fit.masking import with_masks
 from fffconvert.fit.padding import mask_for, without_padding
 from fffconvert.fit.rows import Row, read_row
 from fffconvert.forward import evaluation, tensors_in
-from fffconvert.locate import FFNSite
-from fffconvert.locate.inputs import keywords
+from fffconvert.location import FFNSite
+from fffconvert.location.inputs import keywords
 
 Batch = Mapping[str, Any]
 TOKENS_PER_BATCH = 4096

@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fffconvert.fit.diagnose import Diagnostics
-from fffconvert.plan import FFFSpec
+from fffconvert.fit.diagnostics import Diagnostics
+from fffconvert.planning import FFFSpec
 from fffconvert.store import written
 from fffconvert.tree import FFFLayer
 

@@ -12,7 +12,7 @@ from fffconvert.fit.leaves import Leaf, LeafFit
 from fffconvert.fit.moments import Principal, centre, token_weights
 from fffconvert.fit.neurons import Neurons
 from fffconvert.fit.trunk import fit_trunk
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.tree import FFFLayer
 
 

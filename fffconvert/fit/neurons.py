@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fffconvert.errors import FFFError
-from fffconvert.locate import FFNSite
+from fffconvert.location import FFNSite
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.weights import skip_small
 

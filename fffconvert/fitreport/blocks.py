@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from fffconvert.controls import dense_control, dense_layer, randomly_routed
 from fffconvert.fit import fit_layer
-from fffconvert.fit.diagnose import diagnose, outputs
+from fffconvert.fit.diagnostics import diagnose, outputs
 from fffconvert.fit.layer import r2
 from fffconvert.fit.moments import token_weights
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.refine import refine_layer, split_off
 from fffconvert.fitreport.experts import fit_experts
-from fffconvert.locate import FFNSite
-from fffconvert.plan import FFFSpec
+from fffconvert.location import FFNSite
+from fffconvert.planning import FFFSpec
 from fffconvert.tree import FFFLayer
 
 PATH_DEPTH, LEAF_DEPTH = 10, 4

@@ -17,9 +17,9 @@ from torch import nn
 
 from fffconvert import hub
 from fffconvert.controls import ablate_blocks, randomise, replace_by_dense
-from fffconvert.convert import BlockResult, fit_blocks, prepare
+from fffconvert.conversion import BlockResult, fit_blocks, prepare
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.language import LENGTH
+from fffconvert.evaluation.language import LENGTH
 from fffconvert.fit import read_corpus
 from fffconvert.fit.calibrate import Batch, Calibration, text_calibration
 from fffconvert.fit.corpus import rendered

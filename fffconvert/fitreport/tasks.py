@@ -1,4 +1,4 @@
-"""Data of the report's end-to-end figures; the figures themselves are those of `fffconvert.evaluate`."""
+"""Data of the report's end-to-end figures; the figures themselves are those of `fffconvert.evaluation`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.data import parse_lines
-from fffconvert.evaluate.language import LENGTH, begun, causal_loss, masked_loss
-from fffconvert.evaluate.metrics import SPEARMAN, perplexity, ratio
-from fffconvert.evaluate.sentence import similarity
+from fffconvert.evaluation.data import parse_lines
+from fffconvert.evaluation.language import LENGTH, begun, causal_loss, masked_loss
+from fffconvert.evaluation.metrics import SPEARMAN, perplexity, ratio
+from fffconvert.evaluation.sentence import similarity
 from fffconvert.fit.calibrate import Batch, Calibration
 from fffconvert.fit.held_out import HELD_OUT, split_documents
 

@@ -14,7 +14,7 @@ import yaml
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError, first_line
-from fffconvert.plan import leaf_in_words
+from fffconvert.planning import leaf_in_words
 
 CARD, EVALUATION = "README.md", "eval.json"
 QUALITY_STARTS, QUALITY_ENDS = "<!-- quality -->", "<!-- end of quality -->"

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fffconvert.errors import FFFError
-from fffconvert.locate import Placement, Position
-from fffconvert.plan import FFFSpec
+from fffconvert.location import Placement, Position
+from fffconvert.planning import FFFSpec
 from fffconvert.surgery import install
 from fffconvert.tree import FFFLayer
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import fffconvert as fff
 from fffconvert.controls import Control, make_control
-from fffconvert.convert import convert_model
+from fffconvert.conversion import convert_model
 from fffconvert.recipe import Recipe
 
 TASKS = ("rte", "cola", "sst-2")

@@ -23,7 +23,7 @@ import yaml
 from torch import nn
 
 import fffconvert as fff
-from fffconvert.locate import locate
+from fffconvert.location import locate
 
 CALLS, WARM_UP = 15, 3
 FEEDFORWARD, ATTENTION, NORM, REST = "feedforward", "attention", "norms", "rest"

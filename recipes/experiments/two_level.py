@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import fffconvert as fff
-from fffconvert.bench.timing import Contestant, measure
+from fffconvert.benchmarks.timing import Contestant, measure
 from fffconvert.figures import figure_class
 
 WIDTH, LEAF, DEPTH = 32, 16, 1

@@ -7,7 +7,7 @@ from test_convert import BY_NAME
 
 from fffconvert.controls import Control, ablate_blocks, frozen_parameters
 from fffconvert.controls.make import control_layer
-from fffconvert.convert import prepare
+from fffconvert.conversion import prepare
 from fffconvert.recipe import Recipe
 
 

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
 import fffconvert as fff
 from fffconvert.controls import Control, make_control
-from fffconvert.convert import convert_model
+from fffconvert.conversion import convert_model
 from fffconvert.errors import FFFError
 from fffconvert.recipe import Recipe
 from fffconvert.surgery import layers_of

@@ -11,7 +11,7 @@ import torch
 from test_convert import BY_NAME, batches
 from transformers import BertConfig, BertModel
 
-from fffconvert.convert import convert_model, fit_blocks, prepare
+from fffconvert.conversion import convert_model, fit_blocks, prepare
 from fffconvert.fit.kept import KeptLayers
 from fffconvert.recipe import Recipe
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fffconvert.fit import fit_layer, r2, token_weights
-from fffconvert.fit.diagnose import diagnose
+from fffconvert.fit.diagnostics import diagnose
 from fffconvert.fit.leaves import LeafFit, _greedy, straightest
 from fffconvert.fit.moments import Principal
 from fffconvert.fit.neurons import Neurons
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime import cmm
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.leaves import arrivals

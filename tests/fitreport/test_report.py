@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fffconvert.cli import app, fit_tables
 from fffconvert.fitreport import blocks
 from fffconvert.fitreport.report import _Store
-from fffconvert.locate import locate
+from fffconvert.location import locate
 
 
 def test_one_block_in_every_way(monkeypatch: pytest.MonkeyPatch):

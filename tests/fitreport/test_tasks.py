@@ -1,4 +1,4 @@
-"""Data of the end-to-end figures, and that they are those of `fffconvert.evaluate`."""
+"""Data of the end-to-end figures, and that they are those of `fffconvert.evaluation`."""
 
 from __future__ import annotations
 

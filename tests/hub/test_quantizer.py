@@ -29,7 +29,7 @@ from zoo import ARCHITECTURES
 from fffconvert import surgery
 from fffconvert.errors import FFFError
 from fffconvert.hub import mark_converted
-from fffconvert.plan import MAX_DEPTH
+from fffconvert.planning import MAX_DEPTH
 from fffconvert.tree import FFFLayer
 
 IDS = {"input_ids": torch.arange(20).view(2, 10)}
@@ -258,8 +258,8 @@ class TestStrangersFolder:
 
 
 def test_public_names_stay_functions_whatever_is_imported():
-    import fffconvert.convert
-    import fffconvert.locate
+    import fffconvert.conversion
+    import fffconvert.location
 
     for name in fffconvert.__all__:
         assert callable(getattr(fffconvert, name)), name

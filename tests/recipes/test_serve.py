@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import fffconvert as fff
-from fffconvert.deploy import Settings, deploy_folder
+from fffconvert.deployment import Settings, deploy_folder
 
 SERVE = Path(__file__).parents[2] / "recipes" / "serve"
 sentence_transformers = pytest.importorskip("sentence_transformers")

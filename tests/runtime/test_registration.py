@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fffconvert
 
 def made():
-    from fffconvert.plan import FFFSpec
+    from fffconvert.planning import FFFSpec
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=90, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime import Inference, reference
 from fffconvert.runtime.reference import Scales
 from fffconvert.runtime.rows import store_rows

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fffconvert import surgery
 from fffconvert.forward import tensors_in
-from fffconvert.locate import locate
+from fffconvert.location import locate
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,246 @@
+"""Choose what computes each layer of a converted model: backend, row type, or the dense block it replaced."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fffconvert import hub, surgery
+from fffconvert.deployment.linear import check_quantize_linear, fast_attention, int8_linear_layers
+from fffconvert.deployment.timing import TOKENS, size, times
+from fffconvert.errors import FFFError
+from fffconvert.fit.diagnostics import skipped_share
+from fffconvert.location import locate
+from fffconvert.location.inputs import Inputs, example_inputs
+from fffconvert.runtime import Inference, cmm
+from fffconvert.runtime.backends import backends
+from fffconvert.runtime.heap import keep_freed_memory
+from fffconvert.runtime.rows import ROW_DTYPES
+from fffconvert.tree import FFFLayer
+
+Model = TypeVar("Model", bound=nn.Module)
+
+FASTER = 0.05
+"""Another row type must save about this share of the time: it costs memory, and times are noisy."""
+SAMPLE, SIZES = 64, tuple(2.0**power for power in range(-8, 9))
+"""Tokens and sizes with which the size of inputs is found at which a sparse layer skips what it should."""
+TOLERANCE = 0.01
+"""Largest relative error (root mean square) for which `dtype="auto"` takes smaller rows."""
+
+
+@dataclass(frozen=True)
+class LayerDeployment:
+    """What computes one layer, and why.
+
+    Attributes:
+        name: Name of the layer's module.
+        backend: "cpu", "cupy", "reference", or "dense" for the original block.
+        dtype: Type of the stored rows.
+        reason: Why this was chosen, or what stands against it.
+        microseconds: Median time of one call for each of `TOKENS`, in microseconds.
+        dense_microseconds: The same of the original block; None if it is not at hand.
+        error: Relative error (root mean square) that the row type brings, on random inputs.
+    """
+
+    name: str
+    backend: str
+    dtype: str
+    reason: str
+    microseconds: tuple[float, ...]
+    dense_microseconds: tuple[float, ...] | None
+    error: float
+
+
+def deploy(
+    model: Model,
+    backend: str = "auto",
+    dtype: str = "auto",
+    *,
+    originals: Mapping[str, nn.Module] | None = None,
+    quantize_linear: str = "none",
+    example_inputs: Inputs | None = None,
+) -> Model:
+    """Make a converted model's layers compute as fast as they can here, in memory and in place.
+
+    It changes inference alone: parameters, training and what is saved stay as they are. Call the model under
+    `torch.no_grad()` or `torch.inference_mode()`; while gradients are recorded, a deployment has no effect,
+    and a warning says so. The process keeps freed memory from then on (see `fffconvert.runtime.heap`).
+
+    Args:
+        model: A converted model, or one layer.
+        backend: "auto" times what there is and takes the fastest; "cpu", "cupy" or "reference" insist.
+        dtype: "float32", "bfloat16" or "int8" rows; "auto" takes smaller rows where they are faster and
+            hardly change the outputs.
+        originals: Original blocks by name, to fall back to where they are faster; by default those that
+            `convert` keeps in this process.
+        quantize_linear: "int8" puts the other linear layers into int8 and attention's dot products into
+            bfloat16 where that is faster; the model is for inference alone afterwards. "none" leaves them.
+        example_inputs: With "int8", what one forward pass takes, where it cannot be guessed: tensor, tuple or
+            mapping.
+
+    Returns:
+        The model.
+
+    Raises:
+        FFFError: The model has no FFF layer, or the backend cannot run here; nothing is changed.
+    """
+    check_quantize_linear(quantize_linear)
+    deploy_layers(model, backend, dtype, originals=originals)
+    keep_freed_memory()
+    if quantize_linear == "int8":
+        int8_linear_layers(model, example_inputs)
+        fast_attention(model)
+    return model
+
+
+def deploy_layers(
+    model: nn.Module,
+    backend: str = "auto",
+    dtype: str = "auto",
+    *,
+    originals: Mapping[str, nn.Module] | None = None,
+) -> list[LayerDeployment]:
+    """`deploy`, returning what was chosen for each layer."""
+    layers = surgery.layers_of(model)
+    if not layers:
+        raise FFFError("the model holds no FFF layer; convert it first (fffconvert convert)")
+    _check(backend, dtype, next(iter(layers.values())).layer)
+    chosen = []
+    for block, (name, layer, *_) in layers.items():
+        if originals is None:
+            original = surgery.original(model, layer)
+        else:
+            original = next((originals[n] for n in surgery.names_of(block, model) if n in originals), None)
+        inference, deployment = _choose(name, layer, backend, dtype, original)
+        chosen.append((layer, inference, deployment))
+    for layer, inference, _ in chosen:
+        inference.deployed = True
+        layer.inference = inference
+    return [deployment for _, _, deployment in chosen]
+
+
+def original_blocks(base: str, revision: str | None, trust_remote_code: bool) -> dict[str, nn.Module]:
+    """The blocks of a base model, by name; none if it is not at hand."""
+    try:
+        model = hub.load(base, revision=revision, trust_remote_code=trust_remote_code).model
+        sites = locate(model, example_inputs(model), min_expansion=0.0)
+    except FFFError:
+        return {}
+    return {site.name: site.dense() for site in sites}
+
+
+def _check(backend: str, dtype: str, layer: FFFLayer) -> None:
+    known = {found.name: found for found in backends()}
+    if backend != "auto" and backend not in known:
+        raise FFFError(f"unknown backend {backend!r}; expected auto, {', '.join(known)}")
+    if backend != "auto" and not known[backend].available:
+        raise FFFError(f"backend {backend!r} cannot run here: {known[backend].reason}")
+    if dtype != "auto" and dtype not in ROW_DTYPES:
+        raise FFFError(f"unknown row type {dtype!r}; expected auto, {', '.join(ROW_DTYPES)}")
+    device = layer.fff_bias.device.type
+    fitting = {"cpu": "cpu", "cupy": "cuda"}.get(backend, device)
+    if device != fitting:
+        raise FFFError(f"backend {backend!r} computes on {fitting}, the model is on {device}; move it first")
+
+
+def _choose(
+    name: str, layer: FFFLayer, backend: str, dtype: str, original: nn.Module | None
+) -> tuple[Inference, LayerDeployment]:
+    stored = str(layer.fff_in_weight.dtype).removeprefix("torch.")
+    inputs = _inputs(layer)
+    found = {}
+    for run, row_type in itertools.product(_backends(backend, layer), _row_types(dtype, stored)):
+        candidate = Inference(
+            "reference" if run == "reference" else "auto",
+            None if row_type == stored else ROW_DTYPES[row_type],
+        )
+        with _inferring(layer, candidate):
+            found[run, row_type] = candidate, times(layer, inputs), _outputs(layer, inputs)
+    if dtype == "auto":
+        exact = next(iter(found.values()))[2]
+    else:
+        with _inferring(layer, Inference("reference")):
+            exact = _outputs(layer, inputs)
+    errors = {key: _relative_error(outputs, exact) for key, (_, _, outputs) in found.items()}
+    allowed = {key: value for key, value in found.items() if dtype != "auto" or errors[key] <= TOLERANCE}
+    best = min(allowed, key=lambda key: size(allowed[key][1]) + (FASTER if key[1] != stored else 0.0))
+    inference, measured, _ = allowed[best]
+    reason = "the only candidate" if len(found) == 1 else f"the fastest of {len(found)} candidates"
+    dense = None
+    if original is not None:
+        block = original.to(layer.fff_bias.device, layer.fff_bias.dtype).eval()
+        dense = times(block, inputs)
+        slower = [n for n, own, other in zip(TOKENS, measured, dense, strict=True) if own > other]
+        if slower and backend == "auto":
+            reason = f"the trees are slower than the block they replaced, at {slower[0]} tokens"
+            deployment = LayerDeployment(name, "dense", stored, reason, dense, dense, errors[best])
+            return Inference("dense", dense=block), deployment
+        reason += "; slower than the dense block" if slower else "; faster than the dense block"
+    return inference, LayerDeployment(name, *best, reason, measured, dense, errors[best])
+
+
+def _row_types(dtype: str, stored: str) -> list[str]:
+    """The row types to try: the parameters' own first."""
+    if dtype != "auto":
+        return [dtype]
+    return [stored, "bfloat16"] if stored == "float32" else [stored]
+
+
+def _backends(backend: str, layer: FFFLayer) -> list[str]:
+    if backend != "auto":
+        return [backend]
+    native = {"cpu": "cpu", "cuda": "cupy"}.get(layer.fff_bias.device.type)
+    return [*(found.name for found in backends() if found.available and found.name == native), "reference"]
+
+
+def _inputs(layer: FFFLayer) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    like = layer.fff_bias
+    drawn = (
+        torch.randn(tokens, layer.spec.d_in, generator=generator, dtype=torch.float32) for tokens in TOKENS
+    )
+    size = _typical_size(layer)
+    return [(size * x).to(like.device, like.dtype) for x in drawn]
+
+
+@torch.no_grad()
+def _typical_size(layer: FFFLayer) -> float:
+    """The size of random inputs; of a sparse layer such that they skip about as many neurons as text does."""
+    if not layer.spec.leaf_sparsity:
+        return 1.0
+    drawn = torch.randn(
+        SAMPLE, layer.spec.d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+    )
+
+    def off(size: float) -> float:
+        x = (size * drawn).to(layer.fff_bias)
+        _, _, leaf = cmm(x, layer.weights, layer.spec.activation)
+        return abs(skipped_share(layer, x, leaf) - layer.spec.leaf_sparsity)
+
+    return min(SIZES, key=off)
+
+
+@torch.inference_mode()
+def _outputs(call: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Tensor:
+    return torch.cat([call(x) for x in inputs])
+
+
+@contextmanager
+def _inferring(layer: FFFLayer, inference: Inference) -> Iterator[None]:
+    """Have a layer compute in one way in the body."""
+    usual, layer.inference = layer.inference, inference
+    try:
+        yield
+    finally:
+        layer.inference = usual
+
+
+def _relative_error(outputs: Tensor, exact: Tensor) -> float:
+    size = exact.double().norm()
+    return float((outputs.double() - exact.double()).norm() / size) if size else 0.0

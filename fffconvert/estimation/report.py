@@ -1,0 +1,288 @@
+"""`estimate`: what fast feedforward layers would bring to a model, counted and put in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from torch import nn
+
+from fffconvert.errors import FFFError
+from fffconvert.estimation import roofline
+from fffconvert.estimation.advice import advise
+from fffconvert.estimation.anatomy import Part
+from fffconvert.estimation.case import Case
+from fffconvert.estimation.conversion import Budget, ablated, break_even_tokens, limit
+from fffconvert.estimation.machines import BYTES, Hardware, hardware
+from fffconvert.estimation.models import anatomy_of, preset
+from fffconvert.estimation.workload import Phase, Workload
+from fffconvert.location.inputs import Inputs
+from fffconvert.planning import FFFSpec, LayerForm
+
+_Choice = TypeVar("_Choice", bound=Enum)
+CONTEXTS = (128, 512, 2048, 8192, 32768)
+"""Context lengths for which the limit is always given."""
+DEFAULT_CONTEXT = 512
+UTILISATION = 0.4
+"""Share of the peak that training reaches; 0.3 to 0.5 is usual. Reference: arXiv 2204.02311, section 4.1."""
+
+
+@dataclass(frozen=True)
+class Estimate(Case):
+    """What fast feedforward layers would bring to a model.
+
+    Attributes:
+        model: Its name.
+        source: Where its shape was published, for a model of the list.
+        published: Its published number of parameters.
+        tokens: Training tokens.
+    """
+
+    model: str
+    source: str | None
+    published: int | None
+    tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `fffconvert estimate --json` prints."""
+        block, spec, anatomy, after = self.block, self.spec, self.anatomy, self.converted
+        return {
+            "model": self.model,
+            "source": self.source,
+            "layers": sum(b.calls for b in anatomy.blocks),
+            "d_model": block.d_model,
+            "d_hidden": block.d_hidden,
+            "gated": block.gated,
+            "experts": block.experts,
+            "trees": spec.trees,
+            "depth": spec.depth,
+            "trunk": spec.trunk,
+            "nodes": spec.nodes,
+            "neurons_used": spec.active_width,
+            "neuron_share": spec.active_width / block.d_hidden,
+            "node_share": spec.active_width / (spec.trees * spec.nodes + spec.trunk),
+            "ffn_speedup_vs_block": block.macs / spec.macs_per_token,
+            "ffn_speedup_vs_tree_size": _tree_size_macs(spec) / spec.macs_per_token,
+            "model_speedup_limit": self.model_speedup_limit,
+            "model_speedup": self.model_speedup,
+            "parameters": sum(anatomy.parameters.values()),
+            "parameters_published": self.published,
+            "parameters_by_part": _named(anatomy.parameters),
+            "converted_parameters": sum(after.parameters.values()),
+            "storage_growth": sum(after.parameters.values()) / sum(anatomy.parameters.values()),
+            "work": {"batch": self.work.batch, "context": self.work.context, "phase": self.work.phase.value},
+            "dtype": self.dtype,
+            "tokens_per_pass": anatomy.tokens(self.work),
+            "macs_per_token": self._per_token(anatomy.macs(self.work)),
+            "converted_macs_per_token": self._per_token(after.macs(self.work)),
+            "bytes_per_token": self._per_token(roofline.moved_bytes(anatomy, self.work, self.dtype)),
+            "converted_bytes_per_token": self._per_token(roofline.moved_bytes(after, self.work, self.dtype)),
+            "by_context": [self._context_row(context) for context in self._contexts()],
+            "break_even_tokens": break_even_tokens(block, spec),
+            "memory_bytes": {
+                "weights": roofline.weight_bytes(anatomy, self.dtype),
+                "converted_weights": roofline.weight_bytes(after, self.dtype),
+                "keys_and_values": roofline.cache_bytes(anatomy, self.work, self.dtype),
+            },
+            "training": self.training(),
+            "roofline": self.roofline(),
+            "blocks": self._blocks(),
+            "advice": advise(self),
+        }
+
+    def roofline(self) -> dict[str, Any] | None:
+        """Times of one forward pass on the machine; None if no machine was given."""
+        if self.machine is None:
+            return None
+        before, after, without = (
+            roofline.duration(anatomy, self.work, self.machine, self.dtype)
+            for anatomy in (self.anatomy, self.converted, ablated(self.anatomy))
+        )
+        return {
+            "hardware": self.machine.name,
+            "title": self.machine.title,
+            "measured": self.machine.rates is not None,
+            "source": self.machine.source,
+            "latency_ms": before.seconds * 1e3,
+            "converted_latency_ms": after.seconds * 1e3,
+            "ablated_latency_ms": without.seconds * 1e3,
+            "speedup": before.seconds / after.seconds,
+            "speedup_limit": before.seconds / without.seconds if without.seconds else float("inf"),
+            "bound": before.bound,
+            "converted_bound": after.bound,
+            "latency_ms_by_part": {part.value: seconds * 1e3 for part, seconds in before.by_part.items()},
+            "converted_latency_ms_by_part": {p.value: s * 1e3 for p, s in after.by_part.items()},
+        }
+
+    def training(self) -> dict[str, Any]:
+        """Floating point operations of training on `tokens`, and GPU hours on the machine if it is a GPU.
+
+        From scratch, and by distillation with the original as teacher; forward and backward pass count three
+        forward passes. Reference: arXiv 2001.08361, section 2.1.
+        """
+        work = Workload(1, self.work.context, Phase.PREFILL, self.work.generates)
+        per_token = [
+            2 * sum(anatomy.macs(work).values()) / anatomy.tokens(work)
+            for anatomy in (self.anatomy, self.converted)
+        ]
+        dense, student = (3 * self.tokens * flops for flops in per_token)
+        distilled = student + self.tokens * per_token[0]
+        found: dict[str, Any] = {
+            "tokens": self.tokens,
+            "dense_flops": dense,
+            "converted_flops": student,
+            "distillation_flops": distilled,
+        }
+        if self.machine is not None and self.machine.kind == "gpu":
+            rate = UTILISATION * self.machine.peak(self.dtype) * 3600
+            found["utilisation"] = UTILISATION
+            found |= {
+                f"{name}_gpu_hours": flops / rate
+                for name, flops in (("dense", dense), ("converted", student), ("distillation", distilled))
+            }
+        return found
+
+    def _contexts(self) -> list[int]:
+        grows = any(
+            o.key is not None or o.rows.stream.value.endswith("token") for o in self.anatomy.operations
+        )
+        return sorted({*CONTEXTS, self.work.context}) if grows else [self.work.context]
+
+    def _context_row(self, context: int) -> dict[str, Any]:
+        work = self.at_context(context)
+        macs, after = (sum(a.macs(work).values()) for a in (self.anatomy, self.converted))
+        row = {
+            "context": context,
+            "feedforward_share": self.anatomy.macs(work)[Part.FEEDFORWARD] / macs,
+            "model_speedup": macs / after,
+            "model_speedup_limit": limit(self.anatomy, work),
+        }
+        if self.machine is not None:
+            before, converted_time = (
+                roofline.duration(anatomy, work, self.machine, self.dtype).seconds
+                for anatomy in (self.anatomy, self.converted)
+            )
+            row["roofline_speedup"] = before / converted_time
+        return row
+
+    def _per_token(self, totals: Mapping[Part, float]) -> dict[str, float]:
+        tokens = self.anatomy.tokens(self.work)
+        named = {part.value: _whole(total / tokens) for part, total in totals.items()}
+        return {**named, "total": _whole(sum(totals.values()) / tokens)}
+
+    def _blocks(self) -> list[dict[str, Any]]:
+        rows = Counter(
+            (b.d_model, b.d_hidden, b.gated, b.experts, b.calls, s.trees, s.depth)
+            for b, s in zip(self.anatomy.blocks, self.specs, strict=True)
+        )
+        keys = ("d_model", "d_hidden", "gated", "experts", "calls", "trees", "depth")
+        return [{"count": count, **dict(zip(keys, row, strict=True))} for row, count in rows.items()]
+
+
+def estimate(
+    model: str | nn.Module,
+    *,
+    depth: int | None = None,
+    trees: int | None = None,
+    trunk: int = 0,
+    active_fraction: float | None = None,
+    layer: LayerForm | str = LayerForm.BRANCH,
+    context: int | None = None,
+    batch: int = 1,
+    phase: Phase | str = Phase.PREFILL,
+    dtype: str = "float32",
+    hardware: str | Hardware | None = None,
+    tokens: int = 1_000_000_000,
+    example_inputs: Inputs | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Estimate:
+    """Estimate what fast feedforward layers would bring to a model, without its weights.
+
+    Args:
+        model: A name such as "gpt3-175b", a hub id, a folder, a config.json, a GGUF file, `pkg:DIST[/PATH]`,
+            or a module.
+        depth: Depth of the trees; by default the least with as many nodes as the block has neurons.
+        trees: Trees side by side; 1 by default.
+        trunk: Rank of the always-active linear map.
+        active_fraction: Instead of `trees`: share of the block's multiply-adds that may be left.
+        layer: "branch" or "paper", which decides what is stored.
+        context: Tokens of each sequence; 512 by default.
+        batch: Sequences.
+        phase: "prefill", "decode" or "train".
+        dtype: Of weights and activations, a key of `fffconvert.estimation.machines.BYTES`.
+        hardware: A machine or its name, "this" for the one at hand, or a JSON file.
+        tokens: Training tokens.
+        example_inputs: What one forward pass of a module takes, where it cannot be guessed.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run the code that the repository brings along.
+
+    Raises:
+        FFFError: There is no such model or machine, or a number is out of range.
+    """
+    budget = Budget(depth, trees, trunk, active_fraction, _choice(LayerForm, "layer", layer))
+    wanted = _choice(Phase, "phase", phase)
+    work = Workload(batch, DEFAULT_CONTEXT if context is None else context)  # checks the numbers first
+    if dtype not in BYTES:
+        raise FFFError(f"dtype is {dtype!r}; expected one of {', '.join(BYTES)}")
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+        raise FFFError(f"tokens is {tokens!r}; expected a whole number from 0")
+    where = machine(hardware)
+    anatomy = anatomy_of(
+        model, example_inputs=example_inputs, revision=revision, trust_remote_code=trust_remote_code
+    )
+    name = model if isinstance(model, str) else type(model).__name__
+    known = preset(model, revision) if isinstance(model, str) else None
+    return Estimate(
+        anatomy,
+        tuple(budget.spec(block) for block in anatomy.blocks),
+        Workload(work.batch, work.context, wanted, anatomy.generates),
+        dtype,
+        where,
+        name,
+        known.source if known else None,
+        known.parameters if known else None,
+        tokens,
+    )
+
+
+def machine(given: str | Hardware | None) -> Hardware | None:
+    """A machine by name; "this" measures the one at hand.
+
+    Raises:
+        FFFError: There is no such machine or file.
+    """
+    if given is None or isinstance(given, Hardware):
+        return given
+    if given.lower() == "this":
+        from fffconvert.estimation.measure import this_machine
+
+        return this_machine()
+    return hardware(given)
+
+
+def _choice(kind: type[_Choice], name: str, value: _Choice | str) -> _Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        expected = ", ".join(str(choice.value) for choice in kind)
+        raise FFFError(f"{name} is {value!r}; expected one of {expected}") from None
+
+
+def _tree_size_macs(spec: FFFSpec) -> int:
+    """Multiply-adds of a dense block of all the layer's neurons."""
+    width = spec.d_in + spec.d_out
+    leaf = spec.leaf_width * (width + (spec.d_in if spec.leaf_gated else 0))
+    return spec.trunk * width + spec.trees * (spec.nodes * width + spec.leaves * leaf)
+
+
+def _named(totals: Mapping[Part, int]) -> dict[str, int]:
+    return {part.value: total for part, total in totals.items()}
+
+
+def _whole(number: float) -> float:
+    """A whole number where it is one."""
+    return int(number) if number == int(number) else number

@@ -1,0 +1,281 @@
+"""`evaluate`: a model on tasks, beside its teacher and controls."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from tqdm import tqdm
+
+from fffconvert import __version__
+from fffconvert.errors import FFFError, first_line, need
+from fffconvert.evaluation.ablation import measure_ablation
+from fffconvert.evaluation.compare import measure, row
+from fffconvert.evaluation.data import NotThere
+from fffconvert.evaluation.glue import EPOCHS
+from fffconvert.evaluation.robustness import measure_robustness
+from fffconvert.evaluation.routing import measure_routing
+from fffconvert.evaluation.store import Store, default_folder
+from fffconvert.evaluation.subject import Subject, check_comparable
+from fffconvert.evaluation.tasks import TASKS, Options, resolve_tasks
+from fffconvert.hub.card import update_card
+from fffconvert.hub.output import RECIPE
+from fffconvert.runtime.backends import cpu
+from fffconvert.store import digest
+
+RESULTS = "eval.json"
+SECTIONS = ("robustness", "ablation", "routing")
+"""What is measured of routing, each a part of the results of its own."""
+RESERVED = ("model", "teacher", "value", "ci95", "n", "limit", "metric", "retained", "recovered", "seconds")
+
+
+def evaluate(
+    model: str | Path | nn.Module,
+    tasks: Sequence[str],
+    *,
+    teacher: str | Path | nn.Module | None = None,
+    controls: Mapping[str, str | Path | nn.Module] | None = None,
+    tokenizer: Any = None,
+    data_dir: str | Path | None = None,
+    texts: Sequence[str | Path] = (),
+    text_columns: Sequence[str] = (),
+    limit: int | None = None,
+    seeds: int = 1,
+    epochs: int = EPOCHS,
+    cache: str | Path | None = None,
+    output: str | Path | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Measure what a model can do, beside its teacher and controls.
+
+    Every figure comes with a 95 % interval: percentiles over 1,000 draws of the task's examples. Results are
+    kept on disk by the content of weights, data and options; a second call goes on where the first stopped.
+
+    Args:
+        model: A name (hub id, folder, GGUF file, `pkg:DIST[/PATH]`) or a model in memory.
+        tasks: Names, see `fffconvert.evaluation.TASKS`; "sts", "probe" and "glue" stand for several. Further
+            "robustness", "ablation" and "routing".
+        teacher: The model before conversion; by default what the folder of a conversion says that it was.
+        controls: Models to hold it against, by name: "ablated", "dense", "random-routing" or others.
+        tokenizer: Of models in memory.
+        data_dir: Folder of local task data; by default data comes from the hub.
+        texts: `.txt` or `.jsonl` files (also `.gz`) of the language model tasks; WikiText-2 test by default.
+        text_columns: Of rows in them, those that hold text; empty to find them by their usual names.
+        limit: Examples of each task at most, for a quick look; the results say so.
+        seeds: Runs of tasks that train; the median counts.
+        epochs: Passes over the training rows of those tasks.
+        cache: Folder of kept results; `~/.cache/fffconvert/evaluations` by default.
+        output: File to write the results to, besides `eval.json` in the folder of a converted model, where
+            they are merged with earlier ones.
+        device: Where models that are read by name go, as in "cuda"; those in memory stay where they are.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run the code that a repository brings along.
+
+    Returns:
+        The results: `model`, `teacher`, `tasks` by name, `robustness`, `ablation`, `routing` where asked for,
+        and `environment`.
+
+    Raises:
+        FFFError: A task is unknown, its data or a package that it needs is missing, data is malformed, a
+            model cannot be read, or the teacher or a control has another tokenizer or width.
+    """
+    named = resolve_tasks(tasks, [*TASKS, *SECTIONS])
+    names = {name: wanted for name, wanted in named.items() if name in TASKS}
+    sections = [name for name in named if name in SECTIONS]
+    reading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": _device(device)}
+    first = Subject("model", model, tokenizer, revision=revision, **reading)
+    beside = (
+        _original(model, reading) if teacher is None else Subject("teacher", teacher, tokenizer, **reading)
+    )
+    subjects = [
+        first,
+        *([] if beside is None else [beside]),
+        *(Subject(role, other, tokenizer, **reading) for role, other in _roles(controls or {}).items()),
+    ]
+    options = Options(
+        _path(data_dir),
+        tuple(map(Path, texts)),
+        tuple(text_columns),
+        first.tokenizer if any(".jsonl" in Path(text).name for text in texts) else None,
+        limit,
+        seeds,
+        epochs,
+    )
+    data = _read(names, options) if names else {}
+    for name in data:
+        if TASKS[name].beside_teacher and beside is None:
+            raise FFFError(f"task {name} compares with a teacher; give one with --teacher")
+    for other in subjects[1:]:
+        check_comparable(first, other)
+    store = Store(_path(cache) or default_folder())
+    results: dict[str, dict[str, Any]] = {name: {} for name in data}
+    with tqdm(total=len(subjects) * len(data), desc="evaluate", unit="task", disable=None) as bar:
+        for subject in subjects:
+            for name, (rows, _) in data.items():
+                bar.set_postfix_str(f"{subject.role}, {name}")
+                task, key = TASKS[name], digest(name, rows, limit)
+                if not (task.beside_teacher and subject is beside):
+                    results[name][subject.role] = measure(task, rows, key, subject, beside, options, store)
+                bar.update()
+            if subject not in (first, beside):
+                subject.release()
+    document: dict[str, Any] = {
+        "model": first.name,
+        "teacher": None if beside is None else beside.name,
+        "tasks": {name: row(TASKS[name], data[name][1], found, limit) for name, found in results.items()},
+    }
+    for name in sections:
+        document[name] = _section(name, subjects, beside, options, store)
+    document["environment"] = environment()
+    if output is not None:
+        write_atomically(Path(output), document)
+    if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
+        write_results(Path(model).expanduser() / RESULTS, document)
+        update_card(Path(model).expanduser())
+    return document
+
+
+def _section(
+    name: str, subjects: Sequence[Subject], teacher: Subject | None, options: Options, store: Store
+) -> dict[str, Any]:
+    model, *others = subjects
+    if name == "robustness":
+        return measure_robustness(model, teacher, options, store)
+    return (
+        measure_ablation(model, options, store)
+        if name == "ablation"
+        else measure_routing(model, others, options, store)
+    )
+
+
+def _read(names: Mapping[str, bool], options: Options) -> dict[str, tuple[Any, str]]:
+    """Data and source of each task; those of groups whose data is not there are left out with a warning."""
+    found, missing = {}, []
+    for name, wanted in names.items():
+        for package in TASKS[name].packages:
+            need(package, f"task {name}", "eval")
+        try:
+            found[name] = TASKS[name].read(options)
+        except NotThere:
+            if wanted:
+                raise
+            missing.append(name)
+    if not found:
+        raise FFFError(f"there is data of none of {', '.join(names)}; give its folder with --data-dir")
+    if missing:
+        warnings.warn(f"left out, for their data is not there: {', '.join(missing)}", stacklevel=3)
+    return found
+
+
+def _original(model: Any, reading: Mapping[str, Any]) -> Subject | None:
+    """The model that the folder of a conversion was made from, if it can still be read."""
+    if not isinstance(model, (str, Path)):
+        return None
+    path = Path(model).expanduser() / RECIPE
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), str):
+        return None
+    found = Subject("teacher", recipe["model"], revision=recipe.get("revision"), **reading)
+    try:
+        _ = found.tokenizer
+    except FFFError as error:
+        warnings.warn(f"goes on without the original {found.name} as teacher: {error}", stacklevel=3)
+        return None
+    return found
+
+
+def _roles(controls: Mapping[str, Any]) -> dict[str, Any]:
+    """Controls by the names that they have in the results."""
+    roles = {name.replace("-", "_"): given for name, given in controls.items()}
+    for name in roles:
+        if name in RESERVED or not name.isidentifier():
+            raise FFFError(f"control {name!r} cannot be called so; expected ablated, dense, random-routing")
+    return roles
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise FFFError(f"device {name} cannot be used: {first_line(error)}; expected cpu or cuda") from error
+    return device
+
+
+def environment() -> dict[str, Any]:
+    """Versions and processor that the results were made with."""
+    versions = {"fffconvert": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    processor = cpu()
+    return {
+        "versions": versions,
+        "platform": sys.platform,
+        "cpu": processor.model,
+        "threads": processor.threads,
+    }
+
+
+def write_results(path: Path, document: Mapping[str, Any]) -> None:
+    """Write results into a file, merged with what is there, task by task, atomically.
+
+    A quick look (`limit`) never takes the place of what was measured on all examples.
+
+    Raises:
+        FFFError: The file cannot be written, or holds something else.
+    """
+    earlier: dict[str, Any] = {}
+    try:
+        if path.is_file():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+        tasks = dict(earlier.get("tasks", {}))
+        tasks |= {name: new for name, new in document["tasks"].items() if _counts(new, tasks.get(name))}
+        sections = [name for name in SECTIONS if name in document]
+        kept = {name: earlier[name] for name in sections if not _counts(document[name], earlier.get(name))}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FFFError(f"{path} is no file of results; move it away") from error
+    write_atomically(path, {**earlier, **document, **kept, "tasks": tasks})
+
+
+def _counts(new: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
+    """Whether a result may take the place of an earlier one."""
+    return earlier is None or new["limit"] is None or earlier.get("limit") is not None
+
+
+def write_atomically(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document as JSON, atomically.
+
+    Raises:
+        FFFError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()

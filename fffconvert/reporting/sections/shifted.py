@@ -1,0 +1,212 @@
+"""Robustness: the model on shifted inputs. Ablation: the model with its routing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fffconvert.reporting.documents import AblationRow, Conversion, RobustnessRow
+from fffconvert.reporting.drawing import BLUE, FAINT, INK, MARKERS, SERIES, canvas, svg
+from fffconvert.reporting.page import (
+    NOTHING,
+    Figure,
+    Heading,
+    Part,
+    Section,
+    Table,
+    Text,
+    interval,
+    number,
+    percent,
+    whole,
+)
+
+WHAT = {
+    "hard": "one path a tree, as deployed",
+    "all-nodes": "every node and leaf active for every token",
+    "random": "each token goes to a leaf drawn at random",
+    "shuffled": "each token goes where another one goes",
+}
+
+
+def robustness(conversions: Sequence[Conversion]) -> Section:
+    """Quality, routing overlap and use of neurons on other domains, languages, typos, case and length."""
+    parts: list[Part] = []
+    for index, conversion in enumerate(conversions):
+        found = conversion.evaluation and conversion.evaluation.robustness
+        if not found or not found.rows:
+            continue
+        if len(conversions) > 1:
+            parts.append(Heading(conversion.label))
+        if any(row.retained is not None for row in found.rows):
+            caption = (
+                "What the converted model retains of its teacher on shifted inputs. Marks tell the kind of "
+                "shift; the vertical line is the teacher itself."
+            )
+            known = [row for row in found.rows if row.retained is not None]
+            parts.append(Figure(_retained(known, f"robustness{index}", caption), caption))
+        if any(row.routing_overlap is not None for row in found.rows):
+            caption = (
+                "How far the shifted inputs take the paths of the model's own domain (1: the same use of the "
+                "leaves), and what share of the neurons they use at all."
+            )
+            parts.append(Figure(_overlap(found.rows, f"overlap{index}", caption), caption))
+        parts.append(_robustness_table(found.rows))
+    return Section("robustness", "Robustness", tuple(parts), "fffconvert eval DIR --task robustness")
+
+
+def ablation(conversions: Sequence[Conversion]) -> Section:
+    """Whether it is the routing that works: what the model is worth with other routing."""
+    parts: list[Part] = []
+    for index, conversion in enumerate(conversions):
+        found = conversion.evaluation and conversion.evaluation.ablation
+        if not found or not found.rows:
+            continue
+        if len(conversions) > 1:
+            parts.append(Heading(conversion.label))
+        for number_, metric in enumerate(dict.fromkeys(row.metric for row in found.rows)):
+            rows = [row for row in found.rows if row.metric == metric]
+            caption = (
+                f"{found.task or 'The model'}, {metric}, with the routing changed and all weights as they "
+                "are; the dashed line is the model as deployed."
+            )
+            parts.append(Figure(_ablation(rows, f"ablation{index}-{number_}", caption), caption))
+        parts.append(_ablation_table(found.rows))
+    if parts:
+        parts.append(
+            Text(
+                "If random or shuffled routing costs little, it is not the routing that works. If fewer "
+                "levels cost little, the trees are deeper than they need to be."
+            )
+        )
+    return Section("ablation", "Ablation of the routing", tuple(parts), "fffconvert eval DIR --task ablation")
+
+
+def _robustness_table(rows: Sequence[RobustnessRow]) -> Table:
+    return Table(
+        (
+            "input",
+            "kind",
+            "metric",
+            "converted",
+            "95 % interval",
+            "teacher",
+            "retained",
+            "routing overlap",
+            "neurons used",
+            "n",
+        ),
+        tuple(
+            (
+                row.name,
+                row.kind,
+                row.metric or NOTHING,
+                number(row.value),
+                interval(row.ci95),
+                number(row.teacher),
+                percent(row.retained),
+                number(row.routing_overlap, 2),
+                percent(row.neurons_used),
+                whole(row.n),
+            )
+            for row in rows
+        ),
+        left=3,
+    )
+
+
+def _ablation_table(rows: Sequence[AblationRow]) -> Table:
+    return Table(
+        ("routing", "what it is", "metric", "value", "95 % interval", "cost", "n"),
+        tuple(
+            (
+                row.name,
+                _what(row.name),
+                row.metric,
+                number(row.value),
+                interval(row.ci95),
+                number(row.cost),
+                whole(row.n),
+            )
+            for row in rows
+        ),
+        left=3,
+    )
+
+
+def _what(name: str) -> str:
+    if name.startswith("depth-"):
+        return f"from level {name.removeprefix('depth-')} on, each token follows most others"
+    return WHAT.get(name, "")
+
+
+def _retained(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    with canvas(height=1.0 + 0.24 * len(rows)) as figure:
+        axes = figure.add_subplot(xlabel="retained, converted / teacher (of a loss: teacher / converted)")
+        axes.axvline(1, color=INK, linewidth=1)
+        for kind in kinds:
+            points = [(row.retained, y) for y, row in enumerate(rows) if row.kind == kind]
+            index = kinds.index(kind)
+            axes.plot(
+                *zip(*points, strict=True),
+                MARKERS[index % len(MARKERS)],
+                color=SERIES[index % len(SERIES)],
+                label=kind,
+            )
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        figure.legend(loc="outside upper left", ncols=3)
+        return svg(figure, name, label)
+
+
+def _overlap(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
+    with canvas(height=1.0 + 0.24 * len(rows)) as figure:
+        axes = figure.add_subplot(xlabel="share")
+        for key, marker, colour, text in (
+            ("routing_overlap", "o", BLUE, "routing overlap"),
+            ("neurons_used", "s", SERIES[1], "neurons used"),
+        ):
+            points = [(getattr(row, key), y) for y, row in enumerate(rows) if getattr(row, key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker, color=colour, label=text)
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        figure.legend(loc="outside upper left", ncols=3)
+        return svg(figure, name, label)
+
+
+def _ablation(rows: Sequence[AblationRow], name: str, label: str) -> str:
+    with canvas(height=1.0 + 0.26 * len(rows)) as figure:
+        axes = figure.add_subplot(xlabel=rows[0].metric)
+        for y, row in enumerate(rows):
+            if row.value is None:
+                continue
+            if row.ci95 is not None:
+                axes.plot(row.ci95, (y, y), color=INK, linewidth=1)
+            hard = row.name == "hard"
+            axes.barh(y, row.value, height=0.62, color=BLUE if hard else FAINT)
+            if hard:
+                axes.axvline(row.value, color=BLUE, linewidth=1, linestyle="--")
+            # Beside the bar's end, on its far side from zero.
+            axes.annotate(
+                f"{row.value:.3g}",
+                (_end(row), y),
+                (3 if row.value >= 0 else -3, 0),
+                textcoords="offset points",
+                va="center",
+                ha="left" if row.value >= 0 else "right",
+                fontsize=8,
+            )
+        axes.set_yticks(range(len(rows)), [row.name for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.margins(x=0.15)
+        return svg(figure, name, label)
+
+
+def _end(row: AblationRow) -> float:
+    """Where the bar with its interval ends."""
+    value = row.value or 0.0
+    if row.ci95 is None:
+        return value
+    return max(row.ci95) if value >= 0 else min(row.ci95)
