@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,18 +15,19 @@ from transformers import PreTrainedModel
 
 from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
-from fffconvert.fit import fit_layer, read_corpus
+from fffconvert.fit import fit_layer
 from fffconvert.fit.calibrate import Batch, Calibration, calibration_of
+from fffconvert.fit.corpus import names_of_texts, read_texts
 from fffconvert.fit.diagnostics import Diagnostics, diagnose, outputs
-from fffconvert.fit.kept import KeptLayers
+from fffconvert.fit.fitted import Fitted
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.refine import refine_layer, split_off
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.location import FFNSite, Sites, locate
-from fffconvert.location.inputs import Inputs, inputs_for
-from fffconvert.planning import FFFSpec, LayerForm
-from fffconvert.planning.selection import plan, select
-from fffconvert.recipe import Recipe
+from fffconvert.location.inputs import inputs_for
+from fffconvert.options import ConvertOptions, verb
+from fffconvert.planning import FFFSpec
+from fffconvert.planning.selection import select, specs_for
 from fffconvert.store import digest
 from fffconvert.tree import FFFLayer
 
@@ -100,110 +100,142 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class ConvertedModel:
+class Conversion:
     """What `convert_model` did.
 
     Attributes:
+        model: The model.
+        tokenizer: Its tokenizer, if it has one.
         results: What became of each block, or would, for a dry run.
-        output: The folder.
+        output: The folder; None for a model that was not written.
         seconds: Time taken, without the start of Python.
     """
 
+    model: Any
+    tokenizer: Any
     results: tuple[BlockResult, ...]
-    output: Path
+    output: Path | None
     seconds: float
 
 
-def convert(
-    model: Model,
-    *,
-    depth: int,
-    trees: int = 1,
-    trunk: int = 0,
-    leaf_width: int = 0,
-    layer: LayerForm | str = LayerForm.BRANCH,
-    calibration: Iterable[Any] | None = None,
-    tokenizer: Any = None,
-    example_inputs: Inputs | None = None,
-    keep_originals: bool = True,
-    **options: Any,
-) -> Model:
-    """Replace a model's feedforward blocks by fitted FFF layers, in place.
+@verb(ConvertOptions)
+def convert(model: Model | str, options: ConvertOptions) -> Model:
+    """Replace a model's feedforward blocks by fitted FFF layers.
 
     Args:
-        model: Any module; stays of its class.
-        depth: Depth of each tree.
-        trees: Number of trees.
-        trunk: Rank of the always-active linear map; 0 for none.
-        leaf_width: Neurons of the dense block at each end of a path, of the original's; 0 for none.
-        layer: "branch" or "paper".
-        calibration: Texts or rows of data (with `tokenizer`), or what forward passes take, each a tensor, a
-            tuple or a mapping of tensors; tokens that `attention_mask` says are padding do not count. English
-            text that comes with Python by default. An eighth is held out: whole texts, or the first batches.
-        tokenizer: The model's tokenizer.
-        example_inputs: What one forward pass takes, where it cannot be guessed: a tensor, a tuple or a
-            mapping.
-        keep_originals: Keep the original blocks in memory as long as the model is, so that
-            `fffconvert.restore(model)` can put them back.
-        **options: Further fields of `Recipe`: leaf_sparsity, include, exclude, tokens, sequential, refine,
-            text_columns, shapes and more.
+        model: Any module, which is changed in place and stays of its class; or the name of a model: a hub
+            id, a folder, a GGUF file, or `pkg:DIST[/PATH]`.
 
     Returns:
         The model.
 
     Raises:
-        FFFError: There is nothing to convert, or a number is out of range; the model is unchanged.
+        FFFError: There is nothing to convert, or an option is out of range; nothing is changed or written.
     """
-    recipe = Recipe(depth, trees, trunk, leaf_width, layer=LayerForm(layer), **options)
-    prepared = prepare(model, recipe, calibration, tokenizer, example_inputs)
-    fit_blocks(model, prepared, keep_originals=keep_originals)
-    return model
+    found: Model = convert_model(model, options).model
+    return found
 
 
-def prepare(
-    model: nn.Module,
-    recipe: Recipe,
-    calibration: Iterable[Any] | Calibration | None = None,
-    tokenizer: Any = None,
-    example_inputs: Inputs | None = None,
-) -> Prepared:
+def convert_model(model: nn.Module | str, options: ConvertOptions, *, dry_run: bool = False) -> Conversion:
+    """Convert a model, and say what became of each block: what `convert` does.
+
+    Args:
+        model: As for `convert`.
+        options: How.
+        dry_run: Stop before anything is fitted.
+
+    Raises:
+        FFFError: Bad input; nothing was changed or written.
+    """
+    started = time.monotonic()
+    if options.output is not None:
+        hub.check_output(options.output, overwrite=options.overwrite)
+        if not isinstance(model, str | PreTrainedModel):
+            raise FFFError(
+                f"{type(model).__name__} is no transformers model; leave out `output`, and save it yourself"
+            )
+    own: Any = model
+    tokenizer, folder, complete = options.tokenizer, None, options
+    if isinstance(model, str):
+        given, columns = options.calibration, options.text_columns
+        text = None if given is None else read_texts(given, columns, options.lines)  # before the model
+        loaded = hub.load(model, revision=options.revision, trust_remote_code=options.trust_remote_code)
+        own, tokenizer, folder = loaded.model, tokenizer or loaded.tokenizer, loaded.source.folder
+        complete = options.replace(calibration=text, tokenizer=tokenizer)
+    prepared = prepare(own, complete)
+    if dry_run:
+        planned = tuple(_result(site, prepared.specs[site.name]) for site in prepared.sites)
+        return Conversion(own, tokenizer, planned, options.output, 0.0)
+    if isinstance(model, str):
+        fitted = Fitted(digest(options.to_dict(), prepared.specs, own, prepared.batches))
+        results = fit_blocks(own, prepared, fitted, keep_originals=False)
+        own.config.quantization_config.base_model = model
+    else:
+        fitted = None
+        results = fit_blocks(own, prepared, keep_originals=options.keep_originals)
+    del prepared  # it holds the original blocks, which need not be in memory while the model is written
+    seconds = time.monotonic() - started
+    if options.output is not None:
+        texts = names_of_texts(options.calibration)
+        made = {"model": own.config.quantization_config.base_model, "revision": options.revision}
+        hub.save(
+            own,
+            tokenizer,
+            options.output,
+            recipe={**made, "calibration": texts, **options.to_dict()},
+            metrics={"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(r) for r in results]},
+            overwrite=options.overwrite,
+            original=folder,
+        )
+    if fitted is not None:
+        fitted.clear()
+    return Conversion(own, tokenizer, tuple(results), options.output, seconds)
+
+
+def prepare(model: nn.Module, options: ConvertOptions, text: Calibration | None = None) -> Prepared:
     """Find what to convert and check all that can be checked; the model is left as it is.
+
+    Args:
+        model: The model.
+        options: How it is to be converted.
+        text: Batches to fit on instead of the options' calibration text.
 
     Raises:
         FFFError: There is nothing to convert, or no calibration text fits the model.
     """
     _check_present(model)
-    inputs = inputs_for(model, example_inputs)
-    sites = locate(model, inputs, min_expansion=recipe.min_expansion)
+    inputs = inputs_for(model, options.example_inputs)
+    sites = options.sites or locate(model, inputs, min_expansion=options.min_expansion)
     names = [name for name, _ in model.named_modules()]
-    unknown = sorted(set(recipe.shapes) - {site.name for site in sites})
+    wanted = options.shapes
+    unknown = sorted(set(wanted) - {site.name for site in sites})
     if unknown:
         raise FFFError(f"the plan names block {unknown[0]!r}, which the model lacks; see fffconvert inspect")
-    if recipe.shapes:
-        sites = Sites([site for site in sites if site.name in recipe.shapes], sites.skipped)
-    sites = select(sites, names, recipe.include, recipe.exclude)
+    if wanted:
+        sites = Sites([site for site in sites if site.name in wanted], sites.skipped)
+    sites = select(sites, names, options.include, options.exclude)
     sites = surgery.verify(model, sites, inputs)
     if not sites:
         raise FFFError(
             f"no block of the model can be replaced: {sites.skipped[-1].reason}; see fffconvert inspect"
         )
-    specs = plan(
-        sites,
-        depth=recipe.depth,
-        trees=recipe.trees,
-        trunk=recipe.trunk,
-        leaf_width=recipe.leaf_width,
-        leaf_sparsity=recipe.leaf_sparsity,
-        form=recipe.layer,
-        shapes=recipe.shapes,
-    )
+    specs = specs_for(sites, options)
     for site in sites:
         if specs[site.name].leaf_width:
             neurons_of(site)  # says so now if there are none to take over
-    options = {"tokens": recipe.tokens, "length": recipe.length, "seed": recipe.seed}
-    text = calibration_of(model, calibration, tokenizer, columns=recipe.text_columns, **options)
+    if text is None:
+        text = calibration_of(
+            model,
+            options.calibration,
+            options.tokenizer,
+            tokens=options.tokens,
+            length=options.length,
+            seed=options.seed,
+            columns=options.text_columns,
+            lines=options.lines,
+        )
     batches = (*text.held_out, *text.fitted)
-    return Prepared(sites, specs, batches, len(text.held_out), recipe.sequential, recipe.refine)
+    return Prepared(sites, specs, batches, len(text.held_out), options.sequential, options.refine)
 
 
 def _check_present(model: nn.Module) -> None:
@@ -219,23 +251,23 @@ def _check_present(model: nn.Module) -> None:
 
 @torch.inference_mode(False)  # parameters made in inference mode could never be trained
 def fit_blocks(
-    model: nn.Module, prepared: Prepared, kept: KeptLayers | None = None, *, keep_originals: bool = True
+    model: nn.Module, prepared: Prepared, fitted: Fitted | None = None, *, keep_originals: bool = True
 ) -> list[BlockResult]:
     """Fit and replace block after block, each on the inputs it gets from the converted ones before it.
 
     The target of a block is what the original block makes of those inputs. If anything fails, the model gets
-    its original blocks back. Layers that are kept already are not fitted again.
+    its original blocks back. Layers that were fitted before are not fitted again.
     """
     stream = ActivationStream(model, prepared.sites, prepared.batches)
     results, later = [], {}
     with surgery.undone_on_error(model):
         for site in tqdm(prepared.sites, desc="fit", unit="block", disable=None):
             spec = prepared.specs[site.name]
-            earlier = None if kept is None else kept.load(site.name, spec)
+            earlier = None if fitted is None else fitted.load(site.name, spec)
             layer, found = earlier or _fit(stream, site, prepared)
             layer.spec = spec
-            if kept is not None and earlier is None:
-                kept.save(site.name, layer, found)
+            if fitted is not None and earlier is None:
+                fitted.save(site.name, layer, found)
             results.append(_result(site, spec, found))
             later[site] = layer
             if prepared.sequential:
@@ -277,62 +309,6 @@ def restore(model: nn.Module) -> None:
     surgery.restore(model)
     if isinstance(model, PreTrainedModel):
         hub.mark_converted(model)
-
-
-def convert_model(
-    name: str,
-    recipe: Recipe,
-    output: str | Path,
-    *,
-    calibration: Sequence[str] = (),
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> ConvertedModel:
-    """Convert a model given by name and save it: the command `fffconvert convert`.
-
-    Args:
-        name: Hub id, folder, GGUF file or `pkg:DIST[/PATH]`.
-        recipe: How to convert it.
-        output: Folder to write; written atomically.
-        calibration: Text files or names of `datasets`; English text that comes with Python by default.
-        revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Run the code that the repository brings along.
-        overwrite: Replace an existing output folder once the new one is complete.
-        dry_run: Stop before anything is fitted.
-
-    Raises:
-        FFFError: Bad input; nothing was written.
-    """
-    started = time.monotonic()
-    hub.check_output(output, overwrite=overwrite)
-    texts = read_corpus(calibration, recipe.text_columns) if calibration else None
-    loaded = hub.load(name, revision=revision, trust_remote_code=trust_remote_code)
-    prepared = prepare(loaded.model, recipe, texts, loaded.tokenizer)
-    if dry_run:
-        planned = tuple(_result(site, prepared.specs[site.name]) for site in prepared.sites)
-        return ConvertedModel(planned, Path(output), 0.0)
-    document = {"model": name, "revision": revision, "calibration": list(calibration), **recipe.to_dict()}
-    path = Path(output).expanduser().resolve()
-    key = digest(recipe.to_dict(), prepared.specs, loaded.model, prepared.batches)
-    kept = KeptLayers(path.with_name(f".{path.name}.fitted"), key)
-    results = fit_blocks(loaded.model, prepared, kept, keep_originals=False)
-    del prepared  # it holds the original blocks, which need not be in memory while the model is written
-    loaded.model.config.quantization_config.base_model = name
-    seconds = time.monotonic() - started
-    metrics = {"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(result) for result in results]}
-    hub.save(
-        loaded.model,
-        loaded.tokenizer,
-        output,
-        recipe=document,
-        metrics=metrics,
-        overwrite=overwrite,
-        original=loaded.source.folder,
-    )
-    kept.clear()
-    return ConvertedModel(tuple(results), Path(output), seconds)
 
 
 def _result(site: FFNSite, spec: FFFSpec, found: Diagnostics | None = None) -> BlockResult:

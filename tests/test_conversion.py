@@ -77,8 +77,9 @@ def test_the_paper_s_layer_has_one_output_row_per_node():
 
 
 def test_results_say_what_was_kept_on_held_out_text():
-    from fffconvert.conversion import fit_blocks, prepare
     from fffconvert.recipe import Recipe
+
+    from fffconvert.conversion import fit_blocks, prepare
 
     case = BY_NAME["bert"]
     model = case.build()

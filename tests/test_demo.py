@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fffconvert.recipe import Recipe
 from scipy import stats
 from torch import Tensor
 from typer.testing import CliRunner
@@ -16,7 +17,6 @@ from typer.testing import CliRunner
 from fffconvert import hub
 from fffconvert.cli import app
 from fffconvert.demo_pairs import PAIRS
-from fffconvert.recipe import Recipe
 
 demo = importlib.import_module("fffconvert.demo")
 needs_package = pytest.mark.skipif(

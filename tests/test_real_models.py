@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fffconvert.recipe import Recipe
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from fffconvert import hub
 from fffconvert.conversion import ConvertedModel, convert_model, restore
 from fffconvert.demo import similarities
 from fffconvert.demo_pairs import PAIRS
-from fffconvert.recipe import Recipe
 from fffconvert.tree import FFFLayer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -38,8 +38,8 @@ LEGEND = (
 def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
     """Measure, write the document and print it."""
     from fffconvert.benchmarks import ModelBench, bench_model
-    from fffconvert.evaluation.run import write_atomically
     from fffconvert.hub.source import resolve
+    from fffconvert.store import write_json
 
     with output(as_json) as out:
         checked = ModelBench(**settings)
@@ -50,7 +50,7 @@ def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
             raise FFFError(f"-o {destination}: its folder does not exist; make it first")
         found = bench_model(checked)
         if destination is not None:
-            write_atomically(destination, found)
+            write_json(destination, found)
         out.document(found)
         out.show(*(f"warning: {text}" for text in found["warnings"]))
         out.show(tables.pairs(_machine(found)))

@@ -19,11 +19,10 @@ from fffconvert.evaluation.routes import (
     rerouted,
     watched,
 )
-from fffconvert.evaluation.store import Store
 from fffconvert.evaluation.subject import Subject
 from fffconvert.evaluation.tasks import TASKS, Options, Task
 from fffconvert.fit.masking import head
-from fffconvert.store import digest
+from fffconvert.store import digest, once
 from fffconvert.tree import FFFLayer
 
 
@@ -32,7 +31,7 @@ def quality_task(subject: Subject) -> Task:
     return TASKS[{"none": "sts-b", "masked": "mlm", "causal": "perplexity"}[head(subject.model)]]
 
 
-def measure_ablation(subject: Subject, options: Options, store: Store) -> dict[str, Any]:
+def measure_ablation(subject: Subject, options: Options) -> dict[str, Any]:
     """What other routes cost, all else being equal.
 
     - `hard`: the routes that the model takes.
@@ -45,7 +44,6 @@ def measure_ablation(subject: Subject, options: Options, store: Store) -> dict[s
     Args:
         subject: A converted model.
         options: Of the call.
-        store: Of results.
 
     Returns:
         `task`, `limit`, and `rows` of `name`, `metric`, `value`, `ci95`, `n`, and the `cost` in the metric's
@@ -65,7 +63,7 @@ def measure_ablation(subject: Subject, options: Options, store: Store) -> dict[s
             result = measure_as(task, data, subject, options)
         return {**result, "visits": {name: counts.tolist() for name, counts in visits.counts.items()}}
 
-    hard = store.once(digest(key, "hard"), counted)
+    hard = once("evaluations", digest(key, "hard"), counted)
     visits = {name: torch.tensor(counts) for name, counts in hard["visits"].items()}
     depth = max(layer.spec.depth for layer in layers.values())
     ways: dict[str, Callable[[str], Compute]] = {
@@ -81,7 +79,7 @@ def measure_ablation(subject: Subject, options: Options, store: Store) -> dict[s
 
     results = {"hard": hard}
     for name, compute in tqdm(ways.items(), desc="ablation", unit="way", disable=None):
-        results[name] = store.once(digest(key, name), lambda compute=compute: run(compute))  # type: ignore[misc]
+        results[name] = once("evaluations", digest(key, name), lambda compute=compute: run(compute))  # type: ignore[misc]
     rows = [{"name": name, **figure(task.metrics[0], result)} for name, result in results.items()]
     sign = -1 if task.metrics[0].higher_is_better else 1
     for row in rows:

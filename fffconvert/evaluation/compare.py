@@ -12,18 +12,17 @@ import numpy as np
 
 from fffconvert.errors import FFFError
 from fffconvert.evaluation.metrics import Metric, Units, interval
-from fffconvert.evaluation.store import Store
 from fffconvert.evaluation.subject import Subject
 from fffconvert.evaluation.tasks import Options, Task
 from fffconvert.evaluation.verdicts import verdict
-from fffconvert.store import digest
+from fffconvert.store import digest, once
 
 CONTROLS = ("ablated", "dense", "random_routing")
 """Controls that every row states, null where they were not given."""
 
 
 def measure(
-    task: Task, data: Any, key: str, subject: Subject, teacher: Subject | None, options: Options, store: Store
+    task: Task, data: Any, key: str, subject: Subject, teacher: Subject | None, options: Options
 ) -> dict[str, Any]:
     """What one model did on a task, from the store if it was measured before.
 
@@ -34,7 +33,6 @@ def measure(
         subject: The model.
         teacher: Its teacher.
         options: Of the call.
-        store: Of results.
 
     Returns:
         `units`, `facts`, `seconds`.
@@ -45,9 +43,9 @@ def measure(
         return measure_as(task, data, subject, dataclasses.replace(options, seed=seed), teacher)
 
     if not task.seeded:
-        return store.once(digest(key, subject.key, beside), lambda: run(0))
+        return once("evaluations", digest(key, subject.key, beside), lambda: run(0))
     parts = [
-        store.once(digest(key, subject.key, options.epochs, seed), lambda seed=seed: run(seed))  # type: ignore[misc]
+        once("evaluations", digest(key, subject.key, options.epochs, seed), lambda seed=seed: run(seed))  # type: ignore[misc]
         for seed in range(options.seeds)
     ]
     # The truth stands in the first column, the answers of each seed in one of the others.

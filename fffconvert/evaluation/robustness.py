@@ -17,10 +17,9 @@ from fffconvert.evaluation.ablation import quality_task
 from fffconvert.evaluation.compare import figure, measure_as, share_retained
 from fffconvert.evaluation.data import NotThere, Row, Table, find_file, read_table, read_text
 from fffconvert.evaluation.routes import Visits, watched
-from fffconvert.evaluation.store import Store
 from fffconvert.evaluation.subject import Subject
 from fffconvert.evaluation.tasks import TASKS, Options, Task, causal
-from fffconvert.store import digest
+from fffconvert.store import digest, once
 from fffconvert.surgery import layers_of
 
 DOMAINS = {
@@ -64,9 +63,7 @@ class Shift:
     data: Any
 
 
-def measure_robustness(
-    subject: Subject, teacher: Subject | None, options: Options, store: Store
-) -> dict[str, Any]:
+def measure_robustness(subject: Subject, teacher: Subject | None, options: Options) -> dict[str, Any]:
     """Measure a model on shifted inputs.
 
     Sentence encoders are judged by similarity on the pairs of STS-B, changed or translated, and, where there
@@ -77,7 +74,6 @@ def measure_robustness(
         teacher: The model before conversion; without it nothing is said about texts without labels but how
             they are routed.
         options: Of the call.
-        store: Of results.
 
     Returns:
         `task`, `limit`, and `rows`: `name`, `kind`, `metric`, `value`, `ci95`, `n`, `teacher`, `retained`,
@@ -91,9 +87,9 @@ def measure_robustness(
     first: dict[str, Any] = {}
     for shift in tqdm(shifts, desc="robustness", unit="input", disable=None):
         if shift.task.beside_teacher and teacher is None:
-            result = _routed(shift, subject, None, options, store, measured=False)
+            result = _routed(shift, subject, None, options, measured=False)
         else:
-            result = _routed(shift, subject, teacher, options, store)
+            result = _routed(shift, subject, teacher, options)
         first = first or result["visits"]
         row: dict[str, Any] = {"name": shift.name, "kind": shift.kind}
         row |= (
@@ -103,7 +99,8 @@ def measure_robustness(
         )
         row |= {"teacher": None, "retained": None}
         if teacher is not None and not shift.task.beside_teacher:
-            other = store.once(
+            other = once(
+                "evaluations",
                 digest("shift", shift.task.name, shift.data, options.limit, teacher.key),
                 lambda shift=shift: measure_as(shift.task, shift.data, teacher, options),  # type: ignore[misc]
             )
@@ -122,7 +119,6 @@ def _routed(
     subject: Subject,
     teacher: Subject | None,
     options: Options,
-    store: Store,
     measured: bool = True,
 ) -> dict[str, Any]:
     """What a model does on a kind of input, with the leaves that it visits."""
@@ -139,7 +135,7 @@ def _routed(
             "visits": {name: counts.tolist() for name, counts in visits.counts.items()},
         }
 
-    return store.once(key, run)
+    return once("evaluations", key, run)
 
 
 def overlap(first: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:

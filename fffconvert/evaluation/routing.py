@@ -11,12 +11,11 @@ from torch import Tensor
 from fffconvert.evaluation.batches import encoder, equal_lengths
 from fffconvert.evaluation.language import lines
 from fffconvert.evaluation.routes import require_layers, watched
-from fffconvert.evaluation.store import Store
 from fffconvert.evaluation.subject import Subject
 from fffconvert.evaluation.tasks import Options, read_documents
 from fffconvert.fit.length import longest
 from fffconvert.forward import evaluation
-from fffconvert.store import digest
+from fffconvert.store import digest, once
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
@@ -29,16 +28,13 @@ LEAVES, WORDS = 8, 12
 """Most visited leaves of each layer's first tree, and words of each, that are named."""
 
 
-def measure_routing(
-    subject: Subject, others: Sequence[Subject], options: Options, store: Store
-) -> dict[str, Any]:
+def measure_routing(subject: Subject, others: Sequence[Subject], options: Options) -> dict[str, Any]:
     """How a converted model routes text.
 
     Args:
         subject: The model.
         others: Models to compare paths with; those without layers of the same shape are left out.
         options: Of the call.
-        store: Of results.
 
     Returns:
         `source`, `limit`, `tokens`; `layers`: for each tree of each layer `entropy` (of the leaves, 1 is
@@ -77,7 +73,7 @@ def measure_routing(
         }
 
     key = digest("routing", sequences, subject.key, [(other.role, other.key) for other in comparable])
-    return {"source": source, "limit": options.limit, **store.once(key, run)}
+    return {"source": source, "limit": options.limit, **once("evaluations", key, run)}
 
 
 def _shapes(subject: Subject) -> dict[str, tuple[int, int]]:

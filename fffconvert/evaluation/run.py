@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 import warnings
@@ -25,13 +24,12 @@ from fffconvert.evaluation.data import NotThere
 from fffconvert.evaluation.glue import EPOCHS
 from fffconvert.evaluation.robustness import measure_robustness
 from fffconvert.evaluation.routing import measure_routing
-from fffconvert.evaluation.store import Store, default_folder
 from fffconvert.evaluation.subject import Subject, check_comparable
 from fffconvert.evaluation.tasks import TASKS, Options, resolve_tasks
 from fffconvert.hub.card import update_card
 from fffconvert.hub.output import RECIPE
 from fffconvert.runtime.backends import cpu
-from fffconvert.store import digest
+from fffconvert.store import digest, write_json
 
 RESULTS = "eval.json"
 SECTIONS = ("robustness", "ablation", "routing")
@@ -52,7 +50,6 @@ def evaluate(
     limit: int | None = None,
     seeds: int = 1,
     epochs: int = EPOCHS,
-    cache: str | Path | None = None,
     output: str | Path | None = None,
     device: str = "cpu",
     revision: str | None = None,
@@ -76,7 +73,6 @@ def evaluate(
         limit: Examples of each task at most, for a quick look; the results say so.
         seeds: Runs of tasks that train; the median counts.
         epochs: Passes over the training rows of those tasks.
-        cache: Folder of kept results; `~/.cache/fffconvert/evaluations` by default.
         output: File to write the results to, besides `eval.json` in the folder of a converted model, where
             they are merged with earlier ones.
         device: Where models that are read by name go, as in "cuda"; those in memory stay where they are.
@@ -119,7 +115,6 @@ def evaluate(
             raise FFFError(f"task {name} compares with a teacher; give one with --teacher")
     for other in subjects[1:]:
         check_comparable(first, other)
-    store = Store(_path(cache) or default_folder())
     results: dict[str, dict[str, Any]] = {name: {} for name in data}
     with tqdm(total=len(subjects) * len(data), desc="evaluate", unit="task", disable=None) as bar:
         for subject in subjects:
@@ -127,7 +122,7 @@ def evaluate(
                 bar.set_postfix_str(f"{subject.role}, {name}")
                 task, key = TASKS[name], digest(name, rows, limit)
                 if not (task.beside_teacher and subject is beside):
-                    results[name][subject.role] = measure(task, rows, key, subject, beside, options, store)
+                    results[name][subject.role] = measure(task, rows, key, subject, beside, options)
                 bar.update()
             if subject not in (first, beside):
                 subject.release()
@@ -137,10 +132,10 @@ def evaluate(
         "tasks": {name: row(TASKS[name], data[name][1], found, limit) for name, found in results.items()},
     }
     for name in sections:
-        document[name] = _section(name, subjects, beside, options, store)
+        document[name] = _section(name, subjects, beside, options)
     document["environment"] = environment()
     if output is not None:
-        write_atomically(Path(output), document)
+        write_json(Path(output), document)
     if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
         write_results(Path(model).expanduser() / RESULTS, document)
         update_card(Path(model).expanduser())
@@ -148,16 +143,12 @@ def evaluate(
 
 
 def _section(
-    name: str, subjects: Sequence[Subject], teacher: Subject | None, options: Options, store: Store
+    name: str, subjects: Sequence[Subject], teacher: Subject | None, options: Options
 ) -> dict[str, Any]:
     model, *others = subjects
     if name == "robustness":
-        return measure_robustness(model, teacher, options, store)
-    return (
-        measure_ablation(model, options, store)
-        if name == "ablation"
-        else measure_routing(model, others, options, store)
-    )
+        return measure_robustness(model, teacher, options)
+    return measure_ablation(model, options) if name == "ablation" else measure_routing(model, others, options)
 
 
 def _read(names: Mapping[str, bool], options: Options) -> dict[str, tuple[Any, str]]:
@@ -252,29 +243,12 @@ def write_results(path: Path, document: Mapping[str, Any]) -> None:
         kept = {name: earlier[name] for name in sections if not _counts(document[name], earlier.get(name))}
     except (AttributeError, TypeError, ValueError) as error:
         raise FFFError(f"{path} is no file of results; move it away") from error
-    write_atomically(path, {**earlier, **document, **kept, "tasks": tasks})
+    write_json(path, {**earlier, **document, **kept, "tasks": tasks})
 
 
 def _counts(new: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
     """Whether a result may take the place of an earlier one."""
     return earlier is None or new["limit"] is None or earlier.get("limit") is not None
-
-
-def write_atomically(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document as JSON, atomically.
-
-    Raises:
-        FFFError: The file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _path(value: str | Path | None) -> Path | None:

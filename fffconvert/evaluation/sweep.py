@@ -16,13 +16,13 @@ from tqdm import tqdm
 from fffconvert import hub
 from fffconvert.conversion import convert_model
 from fffconvert.errors import FFFError
-from fffconvert.evaluation.run import environment, evaluate, write_atomically
+from fffconvert.evaluation.run import environment, evaluate
 from fffconvert.evaluation.tasks import TASKS, resolve_tasks
 from fffconvert.figures import figure_class
 from fffconvert.fit import read_corpus
 from fffconvert.hub.card import Totals
 from fffconvert.recipe import Recipe
-from fffconvert.store import code, fingerprint
+from fffconvert.store import code, fingerprint, write_json
 
 RESULTS, PLOT, POINTS = "sweep.json", "sweep.png", "points"
 MARKERS = "osD^vP*X"
@@ -130,7 +130,7 @@ def run_sweep(
         document["rows"] = [found[_shape(p)] for p in points if _shape(p) in found]
         document["pareto"] = pareto(document["rows"])
         document["environment"] = environment()
-        write_atomically(output / RESULTS, document)
+        write_json(output / RESULTS, document)
     shutil.rmtree(output / POINTS, ignore_errors=True) if not keep else None
     plot(output / PLOT, document)
     return document

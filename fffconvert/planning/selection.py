@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from fffconvert.activation_names import ACTIVATION_NUMBERS
 from fffconvert.errors import FFFError
-from fffconvert.location import Sites
+from fffconvert.location import FFNSite, Sites
+from fffconvert.options import ConvertOptions
+from fffconvert.planning.file import SHAPE
 from fffconvert.planning.spec import FFFSpec, LayerForm
 
 
@@ -50,51 +51,48 @@ def select(sites: Sites, modules: Iterable[str], include: Sequence[str], exclude
     return Sites(kept, sites.skipped)
 
 
-def plan(
-    sites: Sites,
-    *,
-    depth: int,
-    trees: int = 1,
-    trunk: int = 0,
-    leaf_width: int = 0,
-    leaf_sparsity: float = 0.0,
-    form: LayerForm,
-    shapes: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, FFFSpec]:
+def specs_for(sites: Sites, options: ConvertOptions) -> dict[str, FFFSpec]:
     """One specification per block.
 
     Args:
         sites: The blocks.
-        depth: Depth of the trees.
-        trees: Number of trees.
-        trunk: Rank of the trunk.
-        leaf_width: Neurons of a leaf block.
-        leaf_sparsity: Share of them that a token skips.
-        form: Form of the layers.
-        shapes: What differs, by the names of blocks: some of `SHAPE`.
+        options: What they become.
 
     Raises:
         FFFError: A number is out of range, or a block has an activation that FFF layers lack.
     """
-    specs = {
-        site.name: FFFSpec(
-            d_in=site.d_model,
-            d_out=site.d_model,
-            depth=depth,
-            trees=trees,
-            trunk=trunk,
-            branch_outputs=form is LayerForm.BRANCH,
-            leaf_width=leaf_width,
-            leaf_sparsity=leaf_sparsity,
-            activation=known_activation(site.activation, site.name),
-            feature_axis=site.placement.feature_axis,
-        )
-        for site in sites
+    if options.specs is not None:
+        return {site.name: _fitting(options.specs[site.name], site) for site in sites}
+    return {site.name: _spec(site, options, options.shapes.get(site.name, {})) for site in sites}
+
+
+def _spec(site: FFNSite, options: ConvertOptions, shape: Mapping[str, Any]) -> FFFSpec:
+    sizes = {name: getattr(options, name) for name in SHAPE} | dict(shape)
+    return FFFSpec(
+        d_in=site.d_model,
+        d_out=site.d_model,
+        branch_outputs=options.layer is LayerForm.BRANCH,
+        leaf_gated=bool(sizes["leaf_width"]) and site.gated,
+        activation=known_activation(site.activation, site.name),
+        feature_axis=site.placement.feature_axis,
+        **sizes,
+    )
+
+
+def _fitting(spec: FFFSpec, site: FFNSite) -> FFFSpec:
+    """A given specification, if a layer of it fits in the place of a block."""
+    expected = {
+        "d_in": site.d_model,
+        "d_out": site.d_model,
+        "leaf_gated": bool(spec.leaf_width) and site.gated,
+        "feature_axis": site.placement.feature_axis,
     }
-    for site in sites:
-        spec = dataclasses.replace(specs[site.name], **(shapes or {}).get(site.name, {}))
-        specs[site.name] = dataclasses.replace(spec, leaf_gated=bool(spec.leaf_width) and site.gated)
-    return specs
+    for name, value in expected.items():
+        if getattr(spec, name) != value:
+            raise FFFError(
+                f"the specification of block {site.name} has {name} {getattr(spec, name)}; expected {value}"
+            )
+    return spec
 
 
 def known_activation(activation: str, block: str) -> str:
@@ -106,7 +104,7 @@ def known_activation(activation: str, block: str) -> str:
     if activation not in ACTIVATION_NUMBERS:
         raise FFFError(
             f"block {block} has an activation that FFF layers lack ({activation}); expected one of "
-            f"{', '.join(ACTIVATION_NUMBERS)}: leave the block out with --exclude"
+            f"{', '.join(ACTIVATION_NUMBERS)}: leave the block out with `exclude`"
         )
     return activation
 

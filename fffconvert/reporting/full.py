@@ -24,14 +24,13 @@ from fffconvert.distillation.recipe import Data, Objectives, Stage, Trained, Uni
 from fffconvert.distillation.recipe import Recipe as Distillation
 from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluation import evaluate
-from fffconvert.evaluation.run import write_atomically
 from fffconvert.evaluation.sweep import Grid, run_sweep
 from fffconvert.evaluation.tasks import Options, read_documents
 from fffconvert.hub.output import RECIPE, read_conversion
 from fffconvert.recipe import Recipe
 from fffconvert.reporting.documents import BENCHMARK
 from fffconvert.reporting.writing import Report, check_tools, report
-from fffconvert.store import fingerprint
+from fffconvert.store import fingerprint, write_json
 
 SETTINGS, CONTENT = "full.json", "full.content"
 ENGLISH = "text/wiki_en/train.jsonl.gz"
@@ -136,7 +135,7 @@ def full_report(
             )
         if not (subject / BENCHMARK).is_file():
             progress(f"{name}: time it against the original")
-            write_atomically(subject / BENCHMARK, bench_model(_benchmark(subject, kind)))
+            write_json(subject / BENCHMARK, bench_model(_benchmark(subject, kind)))
     progress("sweep over trees and depth")
     run_sweep(
         model,

@@ -12,10 +12,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fffconvert.recipe import Recipe
+
 import fffconvert as fff
 from fffconvert.controls import Control, make_control
 from fffconvert.conversion import convert_model
-from fffconvert.recipe import Recipe
 
 TASKS = ("rte", "cola", "sst-2")
 CONTROLS = (Control.DENSE, Control.ABLATED, Control.RANDOM_ROUTING)

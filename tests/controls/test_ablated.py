@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from fffconvert.recipe import Recipe
 from test_convert import BY_NAME
 
 from fffconvert.controls import Control, ablate_blocks, frozen_parameters
 from fffconvert.controls.make import control_layer
 from fffconvert.conversion import prepare
-from fffconvert.recipe import Recipe
 
 
 def test_deleted_gives_the_mean_whatever_comes(site_and_layer):

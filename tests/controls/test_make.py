@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 import yaml
+from fffconvert.recipe import Recipe
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
 import fffconvert as fff
 from fffconvert.controls import Control, make_control
 from fffconvert.conversion import convert_model
 from fffconvert.errors import FFFError
-from fffconvert.recipe import Recipe
 from fffconvert.surgery import layers_of
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fffconvert.recipe import Recipe
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -21,7 +22,6 @@ from transformers import (
 )
 
 from fffconvert.conversion import convert_model
-from fffconvert.recipe import Recipe
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(a + b for a in "bcdfghklmn" for b in ("a", "e", "i", "o", "u"))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fffconvert.recipe import Recipe
 from test_convert import BY_NAME, batches
 from typer.testing import CliRunner
 
@@ -17,7 +18,6 @@ from fffconvert.errors import FFFError
 from fffconvert.planning import search
 from fffconvert.planning.file import read_shapes, write_plan
 from fffconvert.planning.search import Choice, Curve, spend
-from fffconvert.recipe import Recipe
 from fffconvert.tree import FFFLayer
 
 

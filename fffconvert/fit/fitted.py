@@ -14,25 +14,19 @@ from safetensors.torch import save_file
 
 from fffconvert.fit.diagnostics import Diagnostics
 from fffconvert.planning import FFFSpec
-from fffconvert.store import written
+from fffconvert.store import folder_of, written
 from fffconvert.tree import FFFLayer
 
 
-class KeptLayers:
-    """The layers of one conversion, by the names of their blocks.
+class Fitted:
+    """The fitted layers of one conversion, by the names of their blocks.
 
     Args:
-        folder: Where they are kept. What another conversion left there is deleted.
         key: Names all that the layers depend on, see `fffconvert.store.digest`.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder = folder
-        own = folder / "key"
-        if not own.is_file() or own.read_text(encoding="utf-8") != key:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            own.write_text(key, encoding="utf-8")
+    def __init__(self, key: str) -> None:
+        self.folder = folder_of("layers") / key
 
     def load(self, name: str, spec: FFFSpec) -> tuple[FFFLayer, Diagnostics] | None:
         """A block's layer and what was measured of it, if it was fitted before."""
@@ -47,7 +41,7 @@ class KeptLayers:
         return layer, Diagnostics(**{**found, "margins": tuple(found["margins"])})
 
     def save(self, name: str, layer: FFFLayer, found: Diagnostics) -> None:
-        """Keep a block's layer."""
+        """Store a block's layer."""
         state = {key: tensor.detach().contiguous() for key, tensor in layer.state_dict().items()}
         with written(self._path(name)) as partial:
             save_file(state, partial, metadata={"diagnostics": json.dumps(dataclasses.asdict(found))})

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from fffconvert.fit.kept import KeptLayers
+from fffconvert.recipe import Recipe
 from test_convert import BY_NAME, batches
 from transformers import BertConfig, BertModel
 
 from fffconvert.conversion import convert_model, fit_blocks, prepare
-from fffconvert.fit.kept import KeptLayers
-from fffconvert.recipe import Recipe
 
 RECIPE = Recipe(depth=1, leaf_width=2)
 
