@@ -13,62 +13,85 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from fffconvert.benchmarks import bench, bench_layer
     from fffconvert.conversion import convert, restore
-    from fffconvert.deployment import deploy
-    from fffconvert.distillation import distill
+    from fffconvert.deployment import deploy, export
+    from fffconvert.distillation import Recipe, distill
     from fffconvert.errors import FFFError
     from fffconvert.estimation import estimate
-    from fffconvert.evaluation import evaluate
+    from fffconvert.evaluation import evaluate, sweep
     from fffconvert.hub import load
-    from fffconvert.location import FFNSite, locate
+    from fffconvert.location import FFNSite, Sites, locate
     from fffconvert.native import register_onnxruntime
-    from fffconvert.planning import FFFSpec
+    from fffconvert.options import TextSource
+    from fffconvert.planning import FFFSpec, Plan
+    from fffconvert.planning.search import plan
     from fffconvert.reporting import report
-    from fffconvert.surgery import replace
+    from fffconvert.surgery import layers_of, replace
     from fffconvert.tree import FFFLayer
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "FFFError": "errors",
+    "FFFLayer": "tree",
+    "FFFSpec": "planning",
+    "FFNSite": "location",
+    "Plan": "planning",
+    "Recipe": "distillation",
+    "Sites": "location",
+    "TextSource": "options",
+    "bench": "benchmarks",
+    "bench_layer": "benchmarks",
+    "convert": "conversion",
+    "deploy": "deployment",
+    "distill": "distillation",
+    "estimate": "estimation",
+    "evaluate": "evaluation",
+    "export": "deployment",
+    "layers_of": "surgery",
+    "load": "hub",
+    "locate": "location",
+    "plan": "planning.search",
+    "register_onnxruntime": "native",
+    "replace": "surgery",
+    "report": "reporting",
+    "restore": "conversion",
+    "sweep": "evaluation",
+}
 __all__ = [
     "FFFError",
     "FFFLayer",
     "FFFSpec",
     "FFNSite",
+    "Plan",
+    "Recipe",
+    "Sites",
+    "TextSource",
+    "bench",
+    "bench_layer",
     "convert",
     "deploy",
     "distill",
     "estimate",
     "evaluate",
+    "export",
+    "layers_of",
     "load",
     "locate",
+    "plan",
     "register_onnxruntime",
     "replace",
     "report",
     "restore",
+    "sweep",
 ]
-
-_HOMES = {
-    "FFFError": "fffconvert.errors",
-    "FFFLayer": "fffconvert.tree",
-    "FFFSpec": "fffconvert.planning",
-    "FFNSite": "fffconvert.location",
-    "convert": "fffconvert.conversion",
-    "deploy": "fffconvert.deployment",
-    "distill": "fffconvert.distillation",
-    "estimate": "fffconvert.estimation",
-    "evaluate": "fffconvert.evaluation",
-    "load": "fffconvert.hub",
-    "locate": "fffconvert.location",
-    "register_onnxruntime": "fffconvert.native",
-    "replace": "fffconvert.surgery",
-    "report": "fffconvert.reporting",
-    "restore": "fffconvert.conversion",
-}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

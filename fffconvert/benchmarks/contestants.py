@@ -139,7 +139,7 @@ def place(workload: Workload, threads: int, tokens: int) -> str:
 def layers(workload: Workload, settings: LayerBench) -> dict[tuple[str, str], FFFLayer]:
     """The layer, deployed on each backend with each row type."""
     return {
-        (backend, dtype): deploy(copy.deepcopy(workload.layer), backend, dtype)
+        (backend, dtype): deploy(copy.deepcopy(workload.layer), backend=backend, dtype=dtype)
         for backend, dtype in settings.variants
     }
 

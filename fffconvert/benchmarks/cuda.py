@@ -46,7 +46,7 @@ def cuda_rows(
         WrongOutputError: A backend's outputs are not those of the layer.
     """
     run = _Run(workload, settings, problems, card)
-    bar = tqdm(settings.tokens, desc=f"{workload.name}, {workload.inputs} inputs", disable=None)
+    bar = tqdm(settings.sizes, desc=f"{workload.name}, {workload.inputs} inputs", disable=None)
     for tokens in bar:
         batches = workload.batches(tokens, settings.seed)
         with torch.inference_mode():
@@ -169,4 +169,4 @@ def _deployed(source: FFFLayer, device: str, backend: str, dtype: str) -> FFFLay
     """A copy of the layer on a device, deployed with rows of a type."""
     stored = str(source.fff_in_weight.dtype).removeprefix("torch.")
     # "auto" keeps float16 rows, which cannot be asked for by name.
-    return deploy(_to(source, device, stored), backend, "auto" if dtype == "float16" else dtype)
+    return deploy(_to(source, device, stored), backend=backend, dtype="auto" if dtype == "float16" else dtype)

@@ -42,8 +42,10 @@ def sweep(settings: LayerBench, depths: Sequence[int] = DEPTHS) -> list[dict[str
 def _depth(settings: LayerBench, depth: int) -> Iterator[dict[str, Any]]:
     (backend, dtype), d = next(settings.variants), (settings.shape or PAPER_SHAPE)[0]
     workload = random_workload(FFFSpec(d, d, depth), 1, settings.seed)
-    layer = deploy(random_workload(FFFSpec(d, d, depth), 1, settings.seed).layer, backend, dtype)
-    for tokens in settings.plot_tokens:
+    layer = deploy(
+        random_workload(FFFSpec(d, d, depth), 1, settings.seed).layer, backend=backend, dtype=dtype
+    )
+    for tokens in settings.plot_sizes:
         batches = workload.batches(tokens, settings.seed)
         some = torch.cat(batches[:64])[:64] if tokens < 64 else batches[0]
         with torch.inference_mode():

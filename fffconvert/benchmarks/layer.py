@@ -1,4 +1,4 @@
-"""`fffconvert bench --layer`: what is measured in which order."""
+"""`fffconvert bench-layer`: what is measured in which order."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from tqdm import tqdm
 from fffconvert.benchmarks import card, check, machine
 from fffconvert.benchmarks.contestants import Dense, Entry, layers, place, times
 from fffconvert.benchmarks.cuda import cuda_rows
-from fffconvert.benchmarks.depths import sweep
+from fffconvert.benchmarks.depths import draw, sweep
 from fffconvert.benchmarks.settings import LayerBench
 from fffconvert.benchmarks.summary import rows as rows_of
 from fffconvert.benchmarks.summary import summarise
 from fffconvert.benchmarks.timing import FRESH_BYTES, Contestant, kept_memory, page_fault_us, threads_restored
 from fffconvert.benchmarks.train import train_rows
 from fffconvert.benchmarks.workload import Workload, workloads
+from fffconvert.options import BenchLayerOptions, values_of, verb
 
 WARM_REPEATS = 3
 """Least calls of each contestant once more, with freed memory kept."""
 
 
-def bench_layer(settings: LayerBench) -> dict[str, Any]:
+@verb(BenchLayerOptions)
+def bench_layer(model: str | None, options: BenchLayerOptions) -> dict[str, Any]:
     """Measure FFF layers against dense blocks.
+
+    Args:
+        model: A model whose real activations are measured beside random ones; None for random ones alone.
 
     Returns:
         `rows`, `summary`, `depths` (what the plot shows, empty without one), `machine`, `problems` (what
@@ -38,6 +43,7 @@ def bench_layer(settings: LayerBench) -> dict[str, Any]:
         FFFError: A setting does not fit the machine or the model.
         WrongOutputError: A backend's outputs are not those of the layer.
     """
+    settings = LayerBench(model=model, **values_of(options))
     load, jitters = machine.load(), [machine.jitter()]
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -58,6 +64,7 @@ def bench_layer(settings: LayerBench) -> dict[str, Any]:
                 problems += run.blocks.problems
         if settings.plot is not None:
             depths = sweep(settings)
+            draw(depths, settings.plot)
         if runs:  # last, because the allocator does not quite return to what it was
             _add_warm_figures(runs, rows, settings)
     jitters.append(machine.jitter())
@@ -89,7 +96,7 @@ class _Inference:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         settings = self.settings
-        points = [(threads, tokens) for threads in settings.threads for tokens in settings.tokens]
+        points = [(threads, tokens) for threads in settings.threads for tokens in settings.sizes]
         bar = tqdm(points, desc=f"{self.workload.name}, {self.workload.inputs} inputs", disable=None)
         for threads, tokens in bar:
             torch.set_num_threads(threads)
@@ -134,7 +141,7 @@ def _add_warm_figures(runs: list[_Inference], rows: list[dict[str, Any]], settin
         (run, threads, tokens)
         for run in runs
         for threads in settings.threads
-        for tokens in settings.tokens
+        for tokens in settings.sizes
         if tokens * run.workload.layer.spec.d_out * 4 >= FRESH_BYTES
     ]
     with torch.inference_mode(), kept_memory() as kept:

@@ -40,7 +40,7 @@ def train_rows(workload: Workload, settings: LayerBench, problems: list[str]) ->
     masked = dense.MaskedDense(layer.fff_in_weight, layer.fff_in_bias, layer.fff_out_weight, layer.fff_bias)
     wide = dense.DenseFFN(layer.spec.d_in, workload.tree_size)
     modules = {"masked_dense": masked, "block": workload.block, "tree_size": wide}
-    points = [(threads, tokens) for threads in settings.threads for tokens in settings.tokens]
+    points = [(threads, tokens) for threads in settings.threads for tokens in settings.sizes]
     bar = tqdm(points, desc=f"{workload.name}, training", disable=None)
     for threads, tokens in bar:
         torch.set_num_threads(threads)

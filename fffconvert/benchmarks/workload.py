@@ -21,9 +21,9 @@ from fffconvert.fit.calibrate import Batch, block_inputs, text_batches, with_dec
 from fffconvert.fit.length import longest
 from fffconvert.forward import evaluation
 from fffconvert.location import FFNSite
+from fffconvert.options import ConvertOptions
 from fffconvert.planning import FFFSpec, LayerForm
 from fffconvert.planning.selection import known_activation
-from fffconvert.recipe import Recipe
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
@@ -101,7 +101,7 @@ def workloads(settings: LayerBench) -> Iterator[Workload]:
         yield random_workload(FFFSpec(d_model, d_model, depth, trees), d_hidden, settings.seed)
     if source:
         for workload in source.workloads(settings.forests):
-            workload.batches(max(settings.tokens), settings.seed)  # refuses too many before anything is timed
+            workload.batches(max(settings.sizes), settings.seed)  # refuses too many before anything is timed
             yield workload
 
 
@@ -121,7 +121,7 @@ class _RealModel:
         self.model = loaded.model
         self.settings = settings
         self.layers = {name: placed.layer for name, placed in layers_of(self.model).items()}
-        self.tokens = max(DISTINCT_TOKENS, 2 * max(settings.tokens))
+        self.tokens = max(DISTINCT_TOKENS, 2 * max(settings.sizes))
         wanted = self.tokens + (0 if self.layers else FIT_TOKENS)
         if loaded.tokenizer is None:
             raise FFFError(f"{settings.model} has no tokenizer, so there is no text to get activations from")
@@ -133,8 +133,10 @@ class _RealModel:
         self.shape = self._shape()
 
     def _sites(self) -> list[FFNSite]:
-        recipe = Recipe(depth=1, layer=LayerForm.PAPER, include=self.settings.blocks)
-        sites = list(prepare(self.model, recipe, self.batches).sites)
+        options = ConvertOptions(
+            depth=1, layer=LayerForm.PAPER, include=self.settings.blocks, calibration=self.batches
+        )
+        sites = list(prepare(self.model, options).sites)
         return sites if self.settings.blocks else [sites[len(sites) // 2]]
 
     def _shape(self) -> tuple[int, int]:
@@ -144,7 +146,7 @@ class _RealModel:
             if len(widths) > 1 or (asked and asked not in widths):
                 found = ", ".join(f"{d}x{hidden}" for d, hidden in sorted(widths))
                 raise FFFError(
-                    f"the model's blocks are {found}; leave out --shape, or name others by --block"
+                    f"the model's blocks are {found}; leave out `shape`, or name others by `blocks`"
                 )
             return widths.pop()
         widths = {(layer.spec.d_in, layer.spec.d_out) for layer in self.layers.values()}
@@ -152,7 +154,7 @@ class _RealModel:
         if len(widths) > 1 or not asked or asked[0] != d_model:
             raise FFFError(
                 f"the converted model's layers have d_model {d_model} and no original block; "
-                f"give its width, as in --shape {d_model}x{4 * d_model}"
+                f"give its width, as in `shape={d_model}x{4 * d_model}`"
             )
         return asked
 

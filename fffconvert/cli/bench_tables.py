@@ -29,6 +29,20 @@ CUDA_LEGEND = (
 )
 
 
+def everything(found: Row) -> Iterator[Table | str]:
+    """All that `fffconvert bench-layer` shows people."""
+    yield from (f"warning: {text}" for text in found["warnings"])
+    yield machine(found["machine"])
+    for group in groups(found["rows"]):
+        yield rows(group)
+    yield summary(found["summary"])
+    yield from LEGEND if found["published"] is None else CUDA_LEGEND
+    yield from (*beside_published(found), *skipped(found["rows"]))
+    if not found["settings"]["compile"]:
+        yield "torch.compile was left out (--no-compile): the dense blocks may be faster than shown."
+    yield from (f"not measured: {text}" for text in found["problems"])
+
+
 def machine(values: Row) -> Table:
     """What was measured on."""
     shown = {

@@ -170,6 +170,16 @@ def plan(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+def stored(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """What is stored between runs, by kind."""
+    table = _table("stored between runs", ("kind", "entries", "MB", "oldest, days"), left=("kind",))
+    for row in rows:
+        table.add_row(
+            row["kind"], f"{row['entries']:,}", f"{row['bytes'] / 1e6:,.1f}", f"{row['oldest_days']:.1f}"
+        )
+    return table
+
+
 def similarity(models: Mapping[str, Mapping[str, float]]) -> Table:
     """How well models judge the similarity of sentences."""
     table = _table(

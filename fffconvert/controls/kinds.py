@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
+from fffconvert.options.distill import Control
 from fffconvert.planning import FFFSpec
 
-
-class Control(str, Enum):
-    """What stands in the place of each block."""
-
-    ABLATED = "ablated"
-    """Its mean output: one trained bias."""
-    DENSE = "dense"
-    """A dense block of the conversion's active width, begun from the original's best neurons."""
-    RANDOM_ROUTING = "random-routing"
-    """The converted layer with hyperplanes drawn at random, through the middle of what comes there."""
-    ORIGINAL = "original"
-    """The block itself."""
+__all__ = ["Control", "frozen_parameters"]
 
 
 def frozen_parameters(control: Control | None, spec: FFFSpec) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fffconvert.deployment.folder import Settings, deploy_folder
-from fffconvert.deployment.layers import LayerDeployment, deploy, deploy_layers
+from fffconvert.deployment.files import export
+from fffconvert.deployment.folder import deploy, deploy_folder
+from fffconvert.deployment.layers import LayerDeployment, deploy_layers
 from fffconvert.deployment.linear import LinearDeployment
 from fffconvert.deployment.timing import TOKENS
 
@@ -11,8 +12,8 @@ __all__ = [
     "TOKENS",
     "LayerDeployment",
     "LinearDeployment",
-    "Settings",
     "deploy",
     "deploy_folder",
     "deploy_layers",
+    "export",
 ]

@@ -7,60 +7,55 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from fffconvert import hub
 from fffconvert.deployment.agreement import Agreement, Outputs
 from fffconvert.deployment.layers import LayerDeployment, deploy_layers, original_blocks
-from fffconvert.deployment.linear import (
-    LinearDeployment,
-    check_quantize_linear,
-    fast_attention,
-    int8_linear_layers,
-)
+from fffconvert.deployment.linear import LinearDeployment, fast_attention, int8_linear_layers
 from fffconvert.deployment.memory import weight_bytes
 from fffconvert.errors import FFFError
-from fffconvert.fit.corpus import read_corpus
-from fffconvert.hub.deployment import TARGETS, Deployment, apply
+from fffconvert.fit.corpus import read_texts
+from fffconvert.hub.deployment import Deployment, apply
 from fffconvert.hub.output import RECIPE, read_conversion, writing
+from fffconvert.options import DeployOptions, verb
+from fffconvert.runtime.heap import keep_freed_memory
 
 RECORD = "deploy.json"
+Model = TypeVar("Model", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to deploy a folder.
+@verb(DeployOptions)
+def deploy(model: Model | str | Path, options: DeployOptions) -> Model:
+    """Make a converted model's layers compute as fast as they can here, in memory, or as a folder.
 
-    Attributes:
-        target: "cpu" or "cuda": where it will run. It is measured there, so it must be here.
-        backend: As of `fffconvert.deploy`.
-        dtype: Row type of the trees, as of `fffconvert.deploy`.
-        quantize_linear: "int8" or "none", for the linear layers and the attention beside the trees.
-        max_drop: Largest loss of agreement with the model before, of 1; more is refused.
-        texts: Text files or `datasets` names to compare the outputs on; by default prose from Python.
-        text_columns: Of rows of data, those that hold text; empty to find them by their usual names.
+    It changes inference alone: parameters, training and what is saved stay as they are. Call the model under
+    `torch.no_grad()` or `torch.inference_mode()`; while gradients are recorded, a deployment has no effect,
+    and a warning says so. The process keeps freed memory from then on (see `fffconvert.runtime.heap`).
+
+    Args:
+        model: A converted model, or one layer, which is changed in place; or a converted folder.
+
+    Returns:
+        The model.
+
+    Raises:
+        FFFError: The model has no FFF layer, or the backend cannot run here; nothing is changed or written.
     """
-
-    target: str = "cpu"
-    backend: str = "auto"
-    dtype: str = "auto"
-    quantize_linear: str = "int8"
-    max_drop: float = 0.05
-    texts: tuple[str, ...] = ()
-    text_columns: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_quantize_linear(self.quantize_linear)
-        if self.target not in TARGETS:
-            raise FFFError(f"--target is {self.target!r}; expected {' or '.join(TARGETS)}")
-        if self.target == "cuda" and not torch.cuda.is_available():
-            raise FFFError("--target cuda: torch finds no CUDA device here; deploy where the model will run")
-        if self.target == "cuda" and self.quantize_linear == "int8":
-            raise FFFError("--target cuda: int8 linear layers are for the CPU; add --quantize-linear none")
-        if not 0 <= self.max_drop <= 1:
-            raise FFFError(f"--max-drop is {self.max_drop}; expected a share from 0 to 1, as in 0.05")
+    if isinstance(model, str | Path):
+        found: Model = deploy_folder(str(model), options)[0]
+        return found
+    if options.output is not None:
+        raise FFFError("`output` is for a model given by name: save this one, and deploy its folder")
+    deploy_layers(model, options.backend, options.dtype, originals=options.originals)
+    keep_freed_memory()
+    if options.quantize_linear == "int8":
+        int8_linear_layers(model, options.example_inputs)
+        fast_attention(model)
+    return model
 
 
 @dataclass(frozen=True)
@@ -91,14 +86,7 @@ class Deployed:
         return {**values, "output": None if self.output is None else str(self.output)}
 
 
-def deploy_folder(
-    name: str,
-    settings: Settings,
-    output: str | Path | None = None,
-    *,
-    overwrite: bool = False,
-    trust_remote_code: bool = False,
-) -> Deployed:
+def deploy_folder(name: str, options: DeployOptions) -> tuple[Any, Deployed]:
     """Deploy a saved model, and write it as a folder that loads deployed.
 
     The folder is the one given, with a word in its config on how to compute it: plain `from_pretrained` reads
@@ -107,25 +95,28 @@ def deploy_folder(
 
     Args:
         name: A converted model.
-        settings: How.
-        output: Folder to write; None only chooses and checks.
-        overwrite: Replace an existing output of fffconvert.
-        trust_remote_code: Run code that the model brings along.
+        options: How; without an output it is only looked at.
+
+    Returns:
+        The deployed model, and what was done.
 
     Raises:
         FFFError: It is no converted model, the backend cannot run here, or the outputs changed by more than
             was allowed; nothing was written.
     """
+    output, trust_remote_code = options.output, options.trust_remote_code
+    if options.target == "cuda" and not torch.cuda.is_available():
+        raise FFFError("`target=cuda`: torch finds no CUDA device here; deploy where the model will run")
     if output is not None:
-        hub.check_output(output, overwrite=overwrite)
+        hub.check_output(output, overwrite=options.overwrite)
         if hub.resolve(name).folder is None:
             raise FFFError(f"{name} is no local folder; download it first, then deploy the folder")
     stored = hub.check_converted(name, trust_remote_code=trust_remote_code)
     if stored.get("deployment") is not None:
         raise FFFError(f"{name} is deployed already; deploy the folder that it was made from")
-    texts = read_corpus(settings.texts, settings.text_columns) if settings.texts else None
+    texts = None if options.text is None else read_texts(options.text, options.text_columns, options.lines)
     loaded = hub.load(name, trust_remote_code=trust_remote_code)
-    model = loaded.model.to(settings.target)
+    model = loaded.model.to(options.target)
     before = weight_bytes(model)
     outputs = Outputs(model, loaded.tokenizer, texts)
     base = stored.get("base_model")
@@ -135,27 +126,27 @@ def deploy_folder(
         recorded = (loaded.source.folder or Path()) / RECIPE
         revision = read_conversion(recorded.parent).get("revision") if recorded.is_file() else None
         originals = original_blocks(base, revision, trust_remote_code)
-    layers = deploy_layers(model, settings.backend, settings.dtype, originals=originals)
+    layers = deploy_layers(model, options.backend, options.dtype, originals=originals)
     linears, attention = [], "float32"
-    if settings.quantize_linear == "int8":
+    if options.quantize_linear != "none" and options.target == "cpu":
         linears, attention = int8_linear_layers(model), fast_attention(model)
-    deployment = _deployment(settings.target, layers, linears, attention)
+    deployment = _deployment(options.target, layers, linears, attention)
     if output is not None:
         apply(model, deployment)  # what is checked is what will be loaded
     agreement = outputs.agreement(model)
-    if 1 - agreement.value > settings.max_drop:
+    if 1 - agreement.value > options.max_drop:
         raise FFFError(
             f"the outputs agree with those before to {agreement.value:.3f} ({agreement.measure}); "
-            f"--max-drop {settings.max_drop:g} asks for {1 - settings.max_drop:.3f}. Try --dtype float32 or "
-            "--quantize-linear none, or allow more"
+            f"`max_drop={options.max_drop:g}` asks for {1 - options.max_drop:.3f}. Try `dtype=float32` or "
+            "`quantize_linear=none`, or allow more"
         )
     written = None
     result = Deployed(layers, linears, attention, agreement, before, weight_bytes(model), None)
     if output is not None:
         folder = loaded.source.folder
         assert folder is not None, "checked above"
-        written = _write(folder, deployment, result, output, overwrite)
-    return dataclasses.replace(result, output=written)
+        written = _write(folder, deployment, result, output, options.overwrite)
+    return model, dataclasses.replace(result, output=written)
 
 
 def _deployment(

@@ -6,25 +6,20 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fffconvert import hub, surgery
-from fffconvert.deployment.linear import check_quantize_linear, fast_attention, int8_linear_layers
 from fffconvert.deployment.timing import TOKENS, size, times
 from fffconvert.errors import FFFError
 from fffconvert.fit.diagnostics import skipped_share
 from fffconvert.location import locate
-from fffconvert.location.inputs import Inputs, example_inputs
+from fffconvert.location.inputs import example_inputs
 from fffconvert.runtime import Inference, cmm
 from fffconvert.runtime.backends import backends
-from fffconvert.runtime.heap import keep_freed_memory
 from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.tree import FFFLayer
-
-Model = TypeVar("Model", bound=nn.Module)
 
 FASTER = 0.05
 """Another row type must save about this share of the time: it costs memory, and times are noisy."""
@@ -57,48 +52,6 @@ class LayerDeployment:
     error: float
 
 
-def deploy(
-    model: Model,
-    backend: str = "auto",
-    dtype: str = "auto",
-    *,
-    originals: Mapping[str, nn.Module] | None = None,
-    quantize_linear: str = "none",
-    example_inputs: Inputs | None = None,
-) -> Model:
-    """Make a converted model's layers compute as fast as they can here, in memory and in place.
-
-    It changes inference alone: parameters, training and what is saved stay as they are. Call the model under
-    `torch.no_grad()` or `torch.inference_mode()`; while gradients are recorded, a deployment has no effect,
-    and a warning says so. The process keeps freed memory from then on (see `fffconvert.runtime.heap`).
-
-    Args:
-        model: A converted model, or one layer.
-        backend: "auto" times what there is and takes the fastest; "cpu", "cupy" or "reference" insist.
-        dtype: "float32", "bfloat16" or "int8" rows; "auto" takes smaller rows where they are faster and
-            hardly change the outputs.
-        originals: Original blocks by name, to fall back to where they are faster; by default those that
-            `convert` keeps in this process.
-        quantize_linear: "int8" puts the other linear layers into int8 and attention's dot products into
-            bfloat16 where that is faster; the model is for inference alone afterwards. "none" leaves them.
-        example_inputs: With "int8", what one forward pass takes, where it cannot be guessed: tensor, tuple or
-            mapping.
-
-    Returns:
-        The model.
-
-    Raises:
-        FFFError: The model has no FFF layer, or the backend cannot run here; nothing is changed.
-    """
-    check_quantize_linear(quantize_linear)
-    deploy_layers(model, backend, dtype, originals=originals)
-    keep_freed_memory()
-    if quantize_linear == "int8":
-        int8_linear_layers(model, example_inputs)
-        fast_attention(model)
-    return model
-
-
 def deploy_layers(
     model: nn.Module,
     backend: str = "auto",
@@ -106,7 +59,17 @@ def deploy_layers(
     *,
     originals: Mapping[str, nn.Module] | None = None,
 ) -> list[LayerDeployment]:
-    """`deploy`, returning what was chosen for each layer."""
+    """Choose what computes each layer of a converted model, in place.
+
+    Args:
+        model: The model, or one layer.
+        backend: "auto", or the one to take.
+        dtype: "auto", or the row type to take.
+        originals: Original blocks by name; by default those that `convert` keeps in this process.
+
+    Raises:
+        FFFError: The model has no FFF layer, or the backend cannot run here; nothing is changed.
+    """
     layers = surgery.layers_of(model)
     if not layers:
         raise FFFError("the model holds no FFF layer; convert it first (fffconvert convert)")

@@ -21,7 +21,6 @@ from fffconvert.runtime.int8_linear import Int8Linear, int8_trunk
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
-CHOICES = ("int8", "none")
 HEADS, HEAD_WIDTH = 12, 64
 """Attention that is timed: that of BERT-base. Other shapes gain alike."""
 FASTER = 0.95
@@ -53,16 +52,6 @@ class LinearDeployment:
     group: int | None = None
 
 
-def check_quantize_linear(name: str) -> None:
-    """Refuse what is none of `CHOICES`.
-
-    Raises:
-        FFFError: Which it is, and what was expected.
-    """
-    if name not in CHOICES:
-        raise FFFError(f"--quantize-linear is {name!r}; expected {' or '.join(CHOICES)}")
-
-
 def int8_linear_layers(model: nn.Module, example_inputs: Inputs | None = None) -> list[LinearDeployment]:
     """Put linear layers into int8 where that is faster on this machine.
 
@@ -80,7 +69,7 @@ def int8_linear_layers(model: nn.Module, example_inputs: Inputs | None = None) -
         FFFError: The model is not on the CPU.
     """
     if any(not parameter.is_cpu for parameter in model.parameters()):
-        raise FFFError("int8 linear layers are computed on the CPU alone; expected --quantize-linear none")
+        raise FFFError("int8 linear layers are computed on the CPU alone; expected `quantize_linear=none`")
     known: dict[tuple[int, ...], tuple[tuple[float, ...], tuple[float, ...]]] = {}
 
     def chosen(name: str, kind: str, plain: Callable[[Tensor], Tensor], made: nn.Module) -> LinearDeployment:

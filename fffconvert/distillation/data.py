@@ -42,7 +42,7 @@ def read_rows(sources: Sequence[str], data: Data) -> Dataset | IterableDataset:
         FFFError: A source cannot be read, or lacks a column.
     """
     if not sources:
-        raise FFFError("no training text; name files or datasets with --data, or in the recipe's data.train")
+        raise FFFError("no training text; name files or datasets with `data`, or in the recipe's data.train")
     return cast(
         "Dataset | IterableDataset",
         (_chained if data.streaming else datasets.concatenate_datasets)(
@@ -71,7 +71,7 @@ def _read(source: str, data: Data) -> Dataset | IterableDataset:
         if local:
             options: dict[str, Any] = {"data_files": str(path)}
             if kind == ".txt":
-                options["sample_by"] = "line"
+                options["sample_by"] = "line" if data.lines else "paragraph"
             rows = datasets.load_dataset(_BUILDERS[kind], split="train", streaming=data.streaming, **options)
         else:
             name, _, config = source.partition(":")
@@ -106,7 +106,7 @@ def _found(rows: Dataset | IterableDataset, columns: Sequence[str], data: Data, 
             raise
         raise FFFError(
             f"data {source} has no column 'text'; it has {', '.join(columns)}: name those that hold text "
-            "with --text-column, or as data.text of the recipe"
+            "with `text_columns`, or as data.text of the recipe"
         ) from None
 
 

@@ -15,57 +15,53 @@ from fffconvert import hub
 from fffconvert.controls import Control, make_control
 from fffconvert.distillation.checks import local_files
 from fffconvert.distillation.recipe import Recipe
+from fffconvert.distillation.resolving import default_recipe, recipe_of, texts_in_memory
 from fffconvert.distillation.run import JOURNAL, TENSORBOARD, Trainee, run_stages
 from fffconvert.distillation.signals import placements
 from fffconvert.errors import FFFError
 from fffconvert.hub.output import METRICS, read_conversion
+from fffconvert.options import DistillOptions
 from fffconvert.store import fingerprint
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What `distill_model` did.
+    """What `distill_folder` did.
 
     Attributes:
+        model: The model.
         output: The folder.
         training: What `metrics.json` says of it: tokens, steps, seconds, tokens_per_second, eval_loss.
     """
 
+    model: Any
     output: Path
     training: dict[str, Any]
 
 
-def distill_model(
-    source: str | Path,
-    recipe: Recipe,
-    output: str | Path,
-    *,
-    teacher: str | None = None,
-    revision: str | None = None,
-    control: Control | None = None,
-    overwrite: bool = False,
-    restart: bool = False,
-) -> Distilled:
+def distill_folder(source: str | Path, options: DistillOptions) -> Distilled:
     """Distil a converted folder, or a control of it, into another folder.
 
     Checkpoints stand beside the output until it is complete. The same call goes on from the last one.
 
     Args:
         source: What `convert` or `distill` wrote.
-        recipe: The run.
-        output: Folder to write; written atomically.
-        teacher: Name of the teacher; the original that the source was converted from by default.
-        revision: Branch, tag or commit of the teacher's hub id; of the original by default the converted one.
-        control: Train this in the conversion's place.
-        overwrite: Replace an earlier output.
-        restart: Drop the checkpoints of an earlier call instead of going on from them.
+        options: How.
 
     Raises:
         FFFError: Bad input, or a fault in training; checkpoints stay.
     """
+    if options.output is None:
+        raise FFFError("a model given by name is written to a folder; give `output`")
+    if options.teacher is not None and not isinstance(options.teacher, str):
+        raise FFFError("the teacher of a folder is given by its name, which is written down there")
+    output, overwrite, control = options.output, options.overwrite, options.control
     path = hub.check_output(output, overwrite=overwrite)
     conversion = read_conversion(source)
-    name, revision = _teacher(conversion, teacher, revision)
+    name, revision = _teacher(conversion, options.teacher, options.revision)
+    converted = hub.load(str(source))
+    original = hub.load(name, revision=revision)
+    recipe = recipe_of(options, lambda: default_recipe(converted.model, original.model))
     document = {
         **conversion,
         "source": str(source),
@@ -76,19 +72,18 @@ def distill_model(
     }
     state = PartialState()
     work = path.with_name(f".{path.name}.training")
-    converted = hub.load(str(source))
-    original = hub.load(name, revision=revision)
-    if state.is_main_process:
-        content = fingerprint(converted.model, original.model, local_files(recipe))
-        _open_work(work, {**document, "content": content}, restart=restart)
-    state.wait_for_everyone()
-    places = placements(converted.model)
-    student = make_control(source, control) if control else converted
     tokenizer = converted.tokenizer or original.tokenizer
     if tokenizer is None:
         raise FFFError(f"{source} has no tokenizer, and neither has {name}; text needs one")
+    given = texts_in_memory(options, recipe, tokenizer)
+    if state.is_main_process:
+        content = fingerprint(converted.model, original.model, given, local_files(recipe))
+        _open_work(work, {**document, "content": content}, restart=options.restart)
+    state.wait_for_everyone()
+    places = placements(converted.model)
+    student = make_control(source, control) if control else converted
     trainee = Trainee(student.model, original.model, tokenizer, control, places)
-    trained = run_stages(trainee, recipe, work)
+    trained = run_stages(trainee, recipe, work, given)
     training = {
         "tokens": trained.tokens,
         "steps": trained.steps,
@@ -111,7 +106,21 @@ def distill_model(
         )
         shutil.rmtree(work, ignore_errors=True)
     state.wait_for_everyone()
-    return Distilled(path, training)
+    return Distilled(trained.model, path, training)
+
+
+def recipe_of_folder(source: str | Path, options: DistillOptions) -> Recipe:
+    """The recipe by which a folder would be distilled; its models are read only where the options name none.
+
+    Raises:
+        FFFError: The recipe cannot be read, or a key or value is wrong.
+    """
+
+    def default() -> Recipe:
+        name, revision = _teacher(read_conversion(source), options.teacher, options.revision)
+        return default_recipe(hub.load(str(source)).model, hub.load(name, revision=revision).model)
+
+    return recipe_of(options, default)
 
 
 def _teacher(
@@ -131,7 +140,7 @@ def _open_work(work: Path, document: Mapping[str, Any], *, restart: bool) -> Non
     if own.is_file() and own.read_text(encoding="utf-8") != key:
         raise FFFError(
             f"{work} holds checkpoints of another run (its recipe, weights or text differ); choose another "
-            "-o, or drop them with --restart"
+            "`output`, or drop them with `restart=True`"
         )
     work.mkdir(parents=True, exist_ok=True)
     own.write_text(key, encoding="utf-8")

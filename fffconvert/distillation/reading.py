@@ -48,6 +48,18 @@ def read_recipe(path: str | Path, settings: Mapping[str, Any] | None = None) -> 
         raise FFFError(f"recipe {path}: {error}") from None
 
 
+def changed_recipe(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """A recipe with other values, by dotted names as in `read_recipe`.
+
+    Raises:
+        FFFError: A key or value is wrong; the message names it.
+    """
+    values = recipe.to_dict()
+    for name, value in settings.items():
+        _set(values, name.split("."), value, name)
+    return from_dict(Recipe, values)
+
+
 def _set(values: Any, parts: list[str], value: Any, name: str) -> None:
     head, *rest = parts
     if isinstance(values, list):

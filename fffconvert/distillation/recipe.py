@@ -83,6 +83,7 @@ class Data:
         held_out: Share of the rows to hold out, at most 2,000, and as many sequences of them.
         text: Columns with text; empty to find them by their usual names. With a label they form one input (a
             pair), else each is a text of its own, but chats and what is asked and answered are one.
+        lines: A text of a .txt file is a line; else a paragraph.
         label: Column with a class or a number; only for tasks.
         unit: A document or a sentence as one sequence.
         layout: Bucketed by length, or packed.
@@ -99,6 +100,7 @@ class Data:
     evaluation: tuple[str, ...] = ()
     held_out: float = 0.01
     text: tuple[str, ...] = ()
+    lines: bool = False
     label: str = ""
     unit: Unit = Unit.DOCUMENT
     layout: Layout = Layout.BUCKET
@@ -263,7 +265,7 @@ class Recipe:
         precision: Of the dense rest and the teacher; FFF layers compute in float32 at least.
         seed: Of the order of the data, of masks, of new weights.
         log_steps: A line of `training.jsonl` every so many steps.
-        cache: Folder for the teacher's outputs; the teacher then runs once over the data. Empty for none.
+        cache: Run the teacher once over the data, and store its outputs (see `fffconvert cache`).
         cache_top: How many of the teacher's predictions per token the cache holds.
         workers: Processes that prepare batches.
     """
@@ -273,7 +275,7 @@ class Recipe:
     precision: Precision = Precision.FLOAT32
     seed: int = 0
     log_steps: int = 10
-    cache: str = ""
+    cache: bool = False
     cache_top: int = 32
     workers: int = 0
 

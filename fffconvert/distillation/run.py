@@ -46,6 +46,7 @@ from fffconvert.distillation.trainer import DistillTrainer, Interrupt, last_chec
 from fffconvert.errors import FFFError
 from fffconvert.fit.length import longest
 from fffconvert.fit.rows import TEXT
+from fffconvert.store import folder_of
 
 JOURNAL, TENSORBOARD = "training.jsonl", "tensorboard"
 EVALUATION_BATCH = 64
@@ -254,7 +255,7 @@ def _cached(
     key = (recipe.data_of(stage), recipe.seed, trainee.tokenizer, goals.temperature, goals.pooling)
     with PartialState().main_process_first():
         folder = build_cache(
-            Path(recipe.cache).expanduser(),
+            folder_of("teachers"),
             key,
             distiller.teacher,
             parts,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fffconvert.estimation.anatomy import Anatomy, Part
 from fffconvert.estimation.machines import Hardware
 from fffconvert.estimation.report import Estimate, estimate
-from fffconvert.estimation.workload import Phase, Workload
+from fffconvert.estimation.workload import Workload
+from fffconvert.options.estimate import Phase
 
 __all__ = ["Anatomy", "Estimate", "Hardware", "Part", "Phase", "Workload", "estimate"]

@@ -8,7 +8,7 @@ from fffconvert.estimation import roofline
 from fffconvert.estimation.anatomy import Part
 from fffconvert.estimation.case import Case
 from fffconvert.estimation.conversion import ablated, break_even_tokens, converted, limit
-from fffconvert.estimation.workload import Phase
+from fffconvert.options.estimate import Phase
 from fffconvert.planning import MAX_TREES
 
 ENOUGH = 0.9

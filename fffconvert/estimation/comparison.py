@@ -17,10 +17,11 @@ from fffconvert.estimation import roofline
 from fffconvert.estimation.measure import timings
 from fffconvert.estimation.models import built_with_weights
 from fffconvert.estimation.report import Estimate
-from fffconvert.estimation.workload import Phase, Workload
+from fffconvert.estimation.workload import Workload
 from fffconvert.fit.length import longest
 from fffconvert.location import locate
 from fffconvert.location.inputs import example_inputs
+from fffconvert.options.estimate import Phase
 from fffconvert.tree import FFFLayer
 
 GRID = tuple((batch, length) for batch in (1, 8, 32) for length in (32, 128, 512))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -18,14 +17,13 @@ from fffconvert.estimation.case import Case
 from fffconvert.estimation.conversion import Budget, ablated, break_even_tokens, limit
 from fffconvert.estimation.machines import BYTES, Hardware, hardware
 from fffconvert.estimation.models import anatomy_of, preset
-from fffconvert.estimation.workload import Phase, Workload
-from fffconvert.location.inputs import Inputs
-from fffconvert.planning import FFFSpec, LayerForm
+from fffconvert.estimation.workload import Workload
+from fffconvert.options import EstimateOptions, verb
+from fffconvert.options.estimate import Phase
+from fffconvert.planning import FFFSpec
 
-_Choice = TypeVar("_Choice", bound=Enum)
 CONTEXTS = (128, 512, 2048, 8192, 32768)
 """Context lengths for which the limit is always given."""
-DEFAULT_CONTEXT = 512
 UTILISATION = 0.4
 """Share of the peak that training reaches; 0.3 to 0.5 is usual. Reference: arXiv 2204.02311, section 4.1."""
 
@@ -182,70 +180,40 @@ class Estimate(Case):
         return [{"count": count, **dict(zip(keys, row, strict=True))} for row, count in rows.items()]
 
 
-def estimate(
-    model: str | nn.Module,
-    *,
-    depth: int | None = None,
-    trees: int | None = None,
-    trunk: int = 0,
-    active_fraction: float | None = None,
-    layer: LayerForm | str = LayerForm.BRANCH,
-    context: int | None = None,
-    batch: int = 1,
-    phase: Phase | str = Phase.PREFILL,
-    dtype: str = "float32",
-    hardware: str | Hardware | None = None,
-    tokens: int = 1_000_000_000,
-    example_inputs: Inputs | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Estimate:
+@verb(EstimateOptions)
+def estimate(model: str | nn.Module, options: EstimateOptions) -> Estimate:
     """Estimate what fast feedforward layers would bring to a model, without its weights.
 
     Args:
         model: A name such as "gpt3-175b", a hub id, a folder, a config.json, a GGUF file, `pkg:DIST[/PATH]`,
             or a module.
-        depth: Depth of the trees; by default the least with as many nodes as the block has neurons.
-        trees: Trees side by side; 1 by default.
-        trunk: Rank of the always-active linear map.
-        active_fraction: Instead of `trees`: share of the block's multiply-adds that may be left.
-        layer: "branch" or "paper", which decides what is stored.
-        context: Tokens of each sequence; 512 by default.
-        batch: Sequences.
-        phase: "prefill", "decode" or "train".
-        dtype: Of weights and activations, a key of `fffconvert.estimation.machines.BYTES`.
-        hardware: A machine or its name, "this" for the one at hand, or a JSON file.
-        tokens: Training tokens.
-        example_inputs: What one forward pass of a module takes, where it cannot be guessed.
-        revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Run the code that the repository brings along.
 
     Raises:
         FFFError: There is no such model or machine, or a number is out of range.
     """
-    budget = Budget(depth, trees, trunk, active_fraction, _choice(LayerForm, "layer", layer))
-    wanted = _choice(Phase, "phase", phase)
-    work = Workload(batch, DEFAULT_CONTEXT if context is None else context)  # checks the numbers first
-    if dtype not in BYTES:
-        raise FFFError(f"dtype is {dtype!r}; expected one of {', '.join(BYTES)}")
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
-        raise FFFError(f"tokens is {tokens!r}; expected a whole number from 0")
-    where = machine(hardware)
+    budget = Budget(options.depth, options.trees, options.trunk, options.active_fraction, options.layer)
+    work = Workload(options.batch, options.context)  # checks the numbers first
+    if options.dtype not in BYTES:
+        raise FFFError(f"`dtype` is {options.dtype!r}; expected one of {', '.join(BYTES)}")
+    where = machine(options.hardware)
     anatomy = anatomy_of(
-        model, example_inputs=example_inputs, revision=revision, trust_remote_code=trust_remote_code
+        model,
+        example_inputs=options.example_inputs,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
     )
     name = model if isinstance(model, str) else type(model).__name__
-    known = preset(model, revision) if isinstance(model, str) else None
+    known = preset(model, options.revision) if isinstance(model, str) else None
     return Estimate(
         anatomy,
         tuple(budget.spec(block) for block in anatomy.blocks),
-        Workload(work.batch, work.context, wanted, anatomy.generates),
-        dtype,
+        Workload(work.batch, work.context, options.phase, anatomy.generates),
+        options.dtype,
         where,
         name,
         known.source if known else None,
         known.parameters if known else None,
-        tokens,
+        options.train_tokens,
     )
 
 
@@ -262,14 +230,6 @@ def machine(given: str | Hardware | None) -> Hardware | None:
 
         return this_machine()
     return hardware(given)
-
-
-def _choice(kind: type[_Choice], name: str, value: _Choice | str) -> _Choice:
-    try:
-        return kind(value)
-    except ValueError:
-        expected = ", ".join(str(choice.value) for choice in kind)
-        raise FFFError(f"{name} is {value!r}; expected one of {expected}") from None
 
 
 def _tree_size_macs(spec: FFFSpec) -> int:

@@ -6,24 +6,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fffconvert.errors import FFFError
+from fffconvert.options.estimate import Phase
 
 LARGEST = 1 << 40
-
-
-class Phase(str, Enum):
-    """What one forward pass computes."""
-
-    PREFILL = "prefill"
-    """All positions of the context at once: encoders, scoring, reading a prompt."""
-    DECODE = "decode"
-    """One further token of each sequence; keys and values of the context are kept."""
-    TRAIN = "train"
-    """All positions, and the gradients: three times the multiply-adds of prefill."""
-
-    @property
-    def passes(self) -> int:
-        """Multiply-adds in units of one forward pass. Reference: arXiv 2001.08361, section 2.1."""
-        return 3 if self is Phase.TRAIN else 1
 
 
 class Stream(str, Enum):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fffconvert.errors import FFFError
-from fffconvert.fit.corpus import read_lines, read_utf8, rendered
+from fffconvert.fit.corpus import read_corpus, read_utf8, rendered
 
 Row = dict[str, Any]
 
@@ -166,27 +166,26 @@ def _from_hub(table: Table) -> tuple[list[Row], str]:
     return rows, f"{name}/{config}/{split}".replace("//", "/")
 
 
-def read_text(paths: Sequence[Path], columns: Sequence[str] = (), tokenizer: Any = None) -> tuple[str, ...]:
-    """The documents of text files: a whole `.txt` file, or the texts of each row of a `.jsonl` file.
+def read_text(
+    paths: Sequence[str | Path], columns: Sequence[str] = (), tokenizer: Any = None, *, lines: bool = False
+) -> tuple[str, ...]:
+    """The documents of text files, with a text a line: a `.txt` file, or the texts of a `.jsonl` file's rows.
 
     Args:
         paths: The files.
         columns: Of rows, those that hold text; empty to find them by their usual names.
         tokenizer: Its template is for chats.
+        lines: A text of a .txt file is a line; else a paragraph.
 
     Raises:
         FFFError: A file is missing, empty, not UTF-8, or a row holds no text.
     """
     documents: list[str] = []
-    for path in paths:
+    for path in map(Path, paths):
         if not path.is_file():
             raise FFFError(f"text file {path} does not exist; name a .txt or .jsonl file")
-        text = read_utf8(path, "text file")
         kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-        found = [text]
-        if kind == ".jsonl":
-            found = [part for row in read_lines(path, text, columns) for part in rendered(row, tokenizer)]
-        if not any(document.strip() for document in found):
-            raise FFFError(f"text file {path} is empty; expected text")
-        documents += found
+        found = read_corpus([path], columns, lines=lines)
+        parts = [part for text in found for part in rendered(text, tokenizer)]
+        documents += parts if kind == ".jsonl" else ["\n".join(parts)]
     return tuple(documents)

@@ -21,13 +21,14 @@ from fffconvert.errors import FFFError, first_line, need
 from fffconvert.evaluation.ablation import measure_ablation
 from fffconvert.evaluation.compare import measure, row
 from fffconvert.evaluation.data import NotThere
-from fffconvert.evaluation.glue import EPOCHS
 from fffconvert.evaluation.robustness import measure_robustness
 from fffconvert.evaluation.routing import measure_routing
 from fffconvert.evaluation.subject import Subject, check_comparable
 from fffconvert.evaluation.tasks import TASKS, Options, resolve_tasks
 from fffconvert.hub.card import update_card
 from fffconvert.hub.output import RECIPE
+from fffconvert.options import EvaluateOptions, verb
+from fffconvert.options.common import expand
 from fffconvert.runtime.backends import cpu
 from fffconvert.store import digest, write_json
 
@@ -37,47 +38,15 @@ SECTIONS = ("robustness", "ablation", "routing")
 RESERVED = ("model", "teacher", "value", "ci95", "n", "limit", "metric", "retained", "recovered", "seconds")
 
 
-def evaluate(
-    model: str | Path | nn.Module,
-    tasks: Sequence[str],
-    *,
-    teacher: str | Path | nn.Module | None = None,
-    controls: Mapping[str, str | Path | nn.Module] | None = None,
-    tokenizer: Any = None,
-    data_dir: str | Path | None = None,
-    texts: Sequence[str | Path] = (),
-    text_columns: Sequence[str] = (),
-    limit: int | None = None,
-    seeds: int = 1,
-    epochs: int = EPOCHS,
-    output: str | Path | None = None,
-    device: str = "cpu",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
+@verb(EvaluateOptions)
+def evaluate(model: str | Path | nn.Module, options: EvaluateOptions) -> dict[str, Any]:
     """Measure what a model can do, beside its teacher and controls.
 
     Every figure comes with a 95 % interval: percentiles over 1,000 draws of the task's examples. Results are
-    kept on disk by the content of weights, data and options; a second call goes on where the first stopped.
+    stored by the content of weights, data and options; a second call goes on where the first stopped.
 
     Args:
         model: A name (hub id, folder, GGUF file, `pkg:DIST[/PATH]`) or a model in memory.
-        tasks: Names, see `fffconvert.evaluation.TASKS`; "sts", "probe" and "glue" stand for several. Further
-            "robustness", "ablation" and "routing".
-        teacher: The model before conversion; by default what the folder of a conversion says that it was.
-        controls: Models to hold it against, by name: "ablated", "dense", "random-routing" or others.
-        tokenizer: Of models in memory.
-        data_dir: Folder of local task data; by default data comes from the hub.
-        texts: `.txt` or `.jsonl` files (also `.gz`) of the language model tasks; WikiText-2 test by default.
-        text_columns: Of rows in them, those that hold text; empty to find them by their usual names.
-        limit: Examples of each task at most, for a quick look; the results say so.
-        seeds: Runs of tasks that train; the median counts.
-        epochs: Passes over the training rows of those tasks.
-        output: File to write the results to, besides `eval.json` in the folder of a converted model, where
-            they are merged with earlier ones.
-        device: Where models that are read by name go, as in "cuda"; those in memory stay where they are.
-        revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Run the code that a repository brings along.
 
     Returns:
         The results: `model`, `teacher`, `tasks` by name, `robustness`, `ablation`, `routing` where asked for,
@@ -87,32 +56,41 @@ def evaluate(
         FFFError: A task is unknown, its data or a package that it needs is missing, data is malformed, a
             model cannot be read, or the teacher or a control has another tokenizer or width.
     """
+    tasks, teacher, tokenizer = options.tasks, options.teacher, options.tokenizer
     named = resolve_tasks(tasks, [*TASKS, *SECTIONS])
     names = {name: wanted for name, wanted in named.items() if name in TASKS}
     sections = [name for name in named if name in SECTIONS]
-    reading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "device": _device(device)}
-    first = Subject("model", model, tokenizer, revision=revision, **reading)
+    reading: dict[str, Any] = {
+        "trust_remote_code": options.trust_remote_code,
+        "device": _device(options.device),
+    }
+    first = Subject("model", model, tokenizer, revision=options.revision, **reading)
     beside = (
         _original(model, reading) if teacher is None else Subject("teacher", teacher, tokenizer, **reading)
     )
     subjects = [
         first,
         *([] if beside is None else [beside]),
-        *(Subject(role, other, tokenizer, **reading) for role, other in _roles(controls or {}).items()),
+        *(
+            Subject(role, other, tokenizer, **reading)
+            for role, other in _roles(options.controls or {}).items()
+        ),
     ]
-    options = Options(
-        _path(data_dir),
-        tuple(map(Path, texts)),
-        tuple(text_columns),
-        first.tokenizer if any(".jsonl" in Path(text).name for text in texts) else None,
-        limit,
-        seeds,
-        epochs,
+    texts = [Path(text) for text in options.text]
+    settings = Options(
+        expand(options.data_dir),
+        tuple(texts),
+        options.text_columns,
+        options.lines,
+        first.tokenizer if any(".jsonl" in text.name for text in texts) else None,
+        options.limit,
+        options.seeds,
+        options.epochs,
     )
-    data = _read(names, options) if names else {}
+    data = _read(names, settings) if names else {}
     for name in data:
         if TASKS[name].beside_teacher and beside is None:
-            raise FFFError(f"task {name} compares with a teacher; give one with --teacher")
+            raise FFFError(f"task {name} compares with a teacher; give one with `teacher`")
     for other in subjects[1:]:
         check_comparable(first, other)
     results: dict[str, dict[str, Any]] = {name: {} for name in data}
@@ -120,22 +98,24 @@ def evaluate(
         for subject in subjects:
             for name, (rows, _) in data.items():
                 bar.set_postfix_str(f"{subject.role}, {name}")
-                task, key = TASKS[name], digest(name, rows, limit)
+                task, key = TASKS[name], digest(name, rows, options.limit)
                 if not (task.beside_teacher and subject is beside):
-                    results[name][subject.role] = measure(task, rows, key, subject, beside, options)
+                    results[name][subject.role] = measure(task, rows, key, subject, beside, settings)
                 bar.update()
             if subject not in (first, beside):
                 subject.release()
     document: dict[str, Any] = {
         "model": first.name,
         "teacher": None if beside is None else beside.name,
-        "tasks": {name: row(TASKS[name], data[name][1], found, limit) for name, found in results.items()},
+        "tasks": {
+            name: row(TASKS[name], data[name][1], found, options.limit) for name, found in results.items()
+        },
     }
     for name in sections:
-        document[name] = _section(name, subjects, beside, options)
+        document[name] = _section(name, subjects, beside, settings)
     document["environment"] = environment()
-    if output is not None:
-        write_json(Path(output), document)
+    if options.output is not None:
+        write_json(Path(options.output), document)
     if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
         write_results(Path(model).expanduser() / RESULTS, document)
         update_card(Path(model).expanduser())
@@ -164,7 +144,7 @@ def _read(names: Mapping[str, bool], options: Options) -> dict[str, tuple[Any, s
                 raise
             missing.append(name)
     if not found:
-        raise FFFError(f"there is data of none of {', '.join(names)}; give its folder with --data-dir")
+        raise FFFError(f"there is data of none of {', '.join(names)}; give its folder with `data_dir`")
     if missing:
         warnings.warn(f"left out, for their data is not there: {', '.join(missing)}", stacklevel=3)
     return found
@@ -190,9 +170,9 @@ def _original(model: Any, reading: Mapping[str, Any]) -> Subject | None:
     return found
 
 
-def _roles(controls: Mapping[str, Any]) -> dict[str, Any]:
+def _roles(controls: Mapping[str, Any] | None) -> dict[str, Any]:
     """Controls by the names that they have in the results."""
-    roles = {name.replace("-", "_"): given for name, given in controls.items()}
+    roles = {name.replace("-", "_"): given for name, given in (controls or {}).items()}
     for name in roles:
         if name in RESERVED or not name.isidentifier():
             raise FFFError(f"control {name!r} cannot be called so; expected ablated, dense, random-routing")
@@ -249,7 +229,3 @@ def write_results(path: Path, document: Mapping[str, Any]) -> None:
 def _counts(new: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
     """Whether a result may take the place of an earlier one."""
     return earlier is None or new["limit"] is None or earlier.get("limit") is not None
-
-
-def _path(value: str | Path | None) -> Path | None:
-    return None if value is None else Path(value).expanduser()

@@ -15,6 +15,7 @@ from fffconvert.evaluation.data import NotThere, Table, find_file, read_table, r
 from fffconvert.evaluation.glue import EPOCHS, GLUE, Glue, fine_tune
 from fffconvert.evaluation.metrics import ACCURACY, PEARSON, SPEARMAN, Metric, Units, perplexity, ratio
 from fffconvert.evaluation.subject import Subject
+from fffconvert.fit.corpus import read_utf8
 from fffconvert.fit.length import longest
 from fffconvert.fit.masking import head
 
@@ -36,6 +37,7 @@ class Options:
         data_dir: Folder of local data; None for the hub.
         texts: Text files of the language model tasks; WikiText-2 test if there are none.
         text_columns: Of their rows, those that hold text; empty to find them by their usual names.
+        lines: A text of a .txt file is a line; else a paragraph.
         tokenizer: Its template is for chats in them.
         limit: Examples of each task at most (pairs, queries, lines, windows); None for all.
         seeds: Runs of tasks that train, of which the median counts.
@@ -46,17 +48,12 @@ class Options:
     data_dir: Path | None = None
     texts: tuple[Path, ...] = ()
     text_columns: tuple[str, ...] = ()
+    lines: bool = False
     tokenizer: Any = None
     limit: int | None = None
     seeds: int = 1
     epochs: int = EPOCHS
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, low in (("limit", 2), ("seeds", 1), ("epochs", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise FFFError(f"{name} is {value}; expected at least {low}")
 
 
 class Sample(NamedTuple):
@@ -213,16 +210,16 @@ def read_documents(options: Options) -> tuple[tuple[str, ...], str]:
         FFFError: It is not there.
     """
     if options.texts:
-        documents = read_text(options.texts, options.text_columns, options.tokenizer)
+        documents = read_text(options.texts, options.text_columns, options.tokenizer, lines=options.lines)
         return documents, ", ".join(path.name for path in options.texts)
     if options.data_dir is not None:
         try:
             path = find_file(options.data_dir, WIKITEXT)
         except NotThere:
             raise NotThere(
-                f"data folder {options.data_dir} has no {WIKITEXT[0]}; name text with --text"
+                f"data folder {options.data_dir} has no {WIKITEXT[0]}; name text with `text`"
             ) from None
-        return read_text([path]), path.relative_to(options.data_dir).as_posix()
+        return (read_utf8(path, "text file"),), path.relative_to(options.data_dir).as_posix()
     hub = ("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
     rows, source = read_table(Table(WIKITEXT, hub, ("text",)), None)
     return ("".join(row["text"] for row in rows),), source

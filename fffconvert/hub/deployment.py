@@ -11,6 +11,7 @@ from torch import nn
 
 from fffconvert.errors import FFFError
 from fffconvert.hub.attention import use_bfloat16_attention
+from fffconvert.options.deploy import TARGETS
 from fffconvert.runtime import Inference, Scales
 from fffconvert.runtime.heap import keep_freed_memory
 from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together, int8_trunk
@@ -18,7 +19,6 @@ from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.surgery import layers_of, names_of
 from fffconvert.tree import FFFLayer
 
-TARGETS = ("cpu", "cuda")
 ATTENTION = ("float32", "bfloat16")
 
 

@@ -32,7 +32,7 @@ class BenchOptions:
         sizes: BATCHxLENGTH of the inputs, as in 1x32,8x128.
         threads: Threads of every runtime.
         generate: For a causal model: tokens to generate one by one; 0 for none.
-        depth: Depth of random trees in any model's blocks, whose speed is then known before anything is fitted.
+        depth: Depth of random trees in any model's blocks, whose speed is so known before anything is fitted.
         trees: How many of them.
         original: The dense model, where the folder's config does not tell.
         profile: Time the parts of the model too.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,9 @@ class DeployOptions(Texts, Writing):
         backend: What computes the layers: auto times what there is, or cpu, cupy, reference.
         dtype: Row type: float32, bfloat16, int8; auto takes smaller ones where they are faster and hardly
             change the outputs.
-        quantize_linear: Linear layers beside the trees: int8 (and attention's products in bfloat16) where that
-            is faster here, or none. A model in memory is for inference alone afterwards.
+        quantize_linear: Linear layers beside the trees: int8, with attention's products in bfloat16, where
+            that is faster here (the model is for inference alone then), or none; auto is int8 for a folder on
+            the CPU, none for a model in memory.
         max_drop: Refuse if the outputs of a model given by name agree with those before by less than 1 minus
             this.
         text: Text to compare the outputs on: .txt or .jsonl files, or a name of datasets; by default English
@@ -48,7 +49,7 @@ class DeployOptions(Texts, Writing):
     target: str = "cpu"
     backend: str = "auto"
     dtype: str = "auto"
-    quantize_linear: str = "int8"
+    quantize_linear: str = "auto"
     max_drop: float = 0.05
     text: Iterable[Any] | None = None
     trust_remote_code: bool = False
@@ -56,7 +57,7 @@ class DeployOptions(Texts, Writing):
     example_inputs: Inputs | None = option(None, python=True)
 
     def __post_init__(self) -> None:
-        check_quantized(self.quantize_linear)
+        check_quantized(self.quantize_linear, ("auto", *QUANTIZED))
         if self.target not in TARGETS:
             raise FFFError(f"`target` is {self.target!r}; expected {' or '.join(TARGETS)}")
         if self.target == "cuda" and self.quantize_linear == "int8":
@@ -70,7 +71,7 @@ class ExportOptions(Writing):
     """How a converted model is written for another runtime.
 
     Attributes:
-        output: File to write, .onnx or .pt2; large weights go beside it, to a file with .data behind the name.
+        output: File to write, .onnx or .pt2; large weights go beside it, with .data behind the name.
         format: onnx: trees as one operator of ONNX Runtime; onnx-standard: standard operators alone; aot:
             compiled ahead of time by torch for this machine.
         dtype: Row type of the trees: float32, bfloat16 or int8.
@@ -101,11 +102,11 @@ class ExportOptions(Writing):
             raise FFFError("`format=aot` knows no int8 linear layers; expected `quantize_linear=none`")
 
 
-def check_quantized(name: str) -> None:
-    """Refuse what is none of `QUANTIZED`.
+def check_quantized(name: str, known: Sequence[str] = QUANTIZED) -> None:
+    """Refuse what is not known.
 
     Raises:
         FFFError: Which it is, and what was expected.
     """
-    if name not in QUANTIZED:
-        raise FFFError(f"`quantize_linear` is {name!r}; expected {' or '.join(QUANTIZED)}")
+    if name not in known:
+        raise FFFError(f"`quantize_linear` is {name!r}; expected {' or '.join(known)}")

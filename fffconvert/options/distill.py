@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class Control(str, Enum):
-    """What a conversion is held against, in its own places."""
+    """What a conversion is held against: what stands in the place of each block."""
 
     ABLATED = "ablated"
-    """Each block gives its mean output."""
+    """Its mean output: one trained bias."""
     DENSE = "dense"
-    """Dense blocks of the conversion's active width."""
+    """A dense block of the conversion's active width, begun from the original's best neurons."""
     RANDOM_ROUTING = "random-routing"
-    """The conversion's own layers with random hyperplanes, balanced."""
+    """The converted layer with hyperplanes drawn at random, through the middle of what comes there."""
     ORIGINAL = "original"
-    """The original itself."""
+    """The block itself."""
 
 
 @dataclass(frozen=True)

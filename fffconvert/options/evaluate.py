@@ -39,8 +39,8 @@ class EvaluateOptions(Measured):
     """What a model is measured on, and beside what.
 
     Attributes:
-        tasks: What to measure, as in sts-b; sts, probe and glue stand for several. Further: robustness, ablation,
-            routing.
+        tasks: What to measure, as in sts-b; sts, probe and glue stand for several. Further: robustness,
+            ablation, routing.
         teacher: The model before conversion; by default what the folder of a conversion says that it was.
         controls: Models to hold it against, by name: ablated, dense, random-routing or others.
         seeds: Runs of tasks that train; the median counts.
@@ -56,7 +56,7 @@ class EvaluateOptions(Measured):
     teacher: Any = option(None, metavar="MODEL")
     controls: Mapping[str, Any] | None = option(None, flag="--control")
     seeds: int = 1
-    epochs: int = 3
+    epochs: int = 5
     device: str = "cpu"
     output: Path | None = option(None, short="-o")
     revision: str | None = None
@@ -99,7 +99,7 @@ class SweepOptions(Measured, Writing):
     tokens: int = 100_000
     refine: int = 0
     seeds: int = 1
-    epochs: int = 3
+    epochs: int = 5
     keep: bool = False
 
     def __post_init__(self) -> None:
@@ -111,10 +111,17 @@ class SweepOptions(Measured, Writing):
     @property
     def grid(self) -> dict[str, tuple[int, ...]]:
         """The numbers that are combined, by the option of `convert`."""
-        return {"depth": self.depths, "trees": self.trees, "leaf_width": self.leaf_widths, "trunk": self.trunks}
+        return {
+            "depth": self.depths,
+            "trees": self.trees,
+            "leaf_width": self.leaf_widths,
+            "trunk": self.trunks,
+        }
 
     @property
     def measured(self) -> dict[str, Any]:
         """The options of `evaluate` at each point."""
         names = {field.name for field in dataclasses.fields(EvaluateOptions)} - {"output", "tasks"}
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names}
+        return {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,10 @@ from typing import Any
 from fffconvert.errors import FFFError
 from fffconvert.options.common import Texts
 from fffconvert.options.fields import option
+
+
+def _silent(line: str) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class ReportOptions(Texts):
         tokens: With `full`: calibration tokens, those held out included.
         train_tokens: With `full`: tokens that conversions and controls are trained on; 0 for none.
         limit: With `full`: examples of each task at most, for a quick look.
+        progress: With `full`: is told about each step.
     """
 
     output: Path | None = option(None, short="-o")
@@ -34,6 +39,7 @@ class ReportOptions(Texts):
     tokens: int = 50_000
     train_tokens: int = 200_000
     limit: int | None = None
+    progress: Callable[[str], None] = option(_silent, python=True)
 
     def __post_init__(self) -> None:
         if self.full and (self.output is None or self.data_dir is None):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fffconvert import surgery
-from fffconvert.conversion import Prepared
+from fffconvert import hub, surgery
+from fffconvert.conversion import Prepared, prepare
 from fffconvert.errors import FFFError
 from fffconvert.figures import figure_class
 from fffconvert.fit import fit_layer, r2, token_weights
@@ -24,7 +23,10 @@ from fffconvert.fit.padding import mask_for, without_padding
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.forward import evaluation, tensors_in
 from fffconvert.location import FFNSite
-from fffconvert.planning import FFFSpec
+from fffconvert.options import ConvertOptions, PlanOptions, values_of, verb
+from fffconvert.options.common import Calibrated
+from fffconvert.planning.file import Choice, Curve, Plan, PlannedBlock
+from fffconvert.planning.spec import FFFSpec
 
 SHARES = (0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75)
 """Active widths that are measured, as shares of the block's."""
@@ -36,40 +38,48 @@ SPARSITIES = (0.3, 0.4, 0.5, 0.7, 0.9)
 PROBE_BATCHES = 4
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One layer that a block can become.
+@verb(PlanOptions)
+def plan(model: nn.Module | str, options: PlanOptions) -> Plan:
+    """Measure what each block of a model needs, and spend a budget of multiply-adds where it helps most.
 
-    Attributes:
-        shape: Fields of `FFFSpec` that make it: depth, trees, trunk, leaf_width, leaf_sparsity.
-        macs: Multiply-adds per token.
-        error: 1 - R² per token on held-out text.
-        parameters: What it stores.
+    Args:
+        model: Any module, which is left as it is, or the name of a model.
+
+    Returns:
+        What `convert(model, plan=…)` takes, with the curves that were measured.
+
+    Raises:
+        FFFError: The budget cannot be met, or what `convert` refuses.
     """
+    if options.plot is not None:
+        figure_class()  # says so before minutes of measuring if there is none
+    own, tokenizer = model, options.tokenizer
+    if isinstance(own, str):
+        loaded = hub.load(own, revision=options.revision, trust_remote_code=options.trust_remote_code)
+        own, tokenizer = loaded.model, tokenizer or loaded.tokenizer
+    shared = {field.name for field in dataclasses.fields(Calibrated)}
+    common = {name: value for name, value in values_of(options).items() if name in shared}
+    prepared = prepare(own, ConvertOptions(**{**common, "tokenizer": tokenizer}, depth=1))
+    curves = measure_curves(own, prepared)
+    share = options.budget if options.speedup is None else budget_of_speedup(curves, options.speedup)
+    chosen = spend(curves, budget=share, max_error=options.max_error)
+    found = Plan(
+        {curve.name: _planned(curve, chosen[curve.name]) for curve in curves},
+        model if isinstance(model, str) else type(model).__name__,
+        tuple(curves),
+    )
+    if options.output is not None:
+        found.save(options.output)
+    if options.plot is not None:
+        plot(options.plot, curves, chosen)
+    return found
 
-    shape: dict[str, float]
-    macs: int
-    error: float
-    parameters: int
 
-
-@dataclass(frozen=True)
-class Curve:
-    """What a block can become.
-
-    Attributes:
-        name: Name of the block.
-        macs: Multiply-adds per token of the dense block.
-        macs_share: Its share of the model's.
-        sensitivity: Relative squared change of the model's output where the block gives its mean output.
-        choices: In the order of their multiply-adds; each has a lower error than those before it.
-    """
-
-    name: str
-    macs: int
-    macs_share: float
-    sensitivity: float
-    choices: tuple[Choice, ...]
+def _planned(curve: Curve, chosen: Choice) -> PlannedBlock:
+    shape: dict[str, Any] = chosen.shape
+    return PlannedBlock(
+        **shape, expected_error=round(chosen.error, 5), sensitivity=round(curve.sensitivity, 6)
+    )
 
 
 def measure_curves(model: nn.Module, prepared: Prepared) -> list[Curve]:
@@ -121,7 +131,7 @@ def spend(
         FFFError: Not exactly one of the two is given, or what was measured cannot meet it.
     """
     if (budget is None) == (max_error is None):
-        raise FFFError("give exactly one of budget, speedup and max error")
+        raise FFFError("give exactly one of `budget` and `max_error`")
     total = sum(curve.macs for curve in curves)
     chosen = [0] * len(curves)
 
@@ -176,18 +186,6 @@ def budget_of_speedup(curves: Sequence[Curve], speedup: float) -> float:
             f"{1 / (1 - share):.2f}x, so expected less than that"
         )
     return min(left, 1.0)
-
-
-def plan_blocks(curves: Sequence[Curve], chosen: Mapping[str, Choice]) -> dict[str, dict[str, float]]:
-    """What a plan file says of each block: its shape, the error to expect and the block's sensitivity."""
-    return {
-        curve.name: {
-            **chosen[curve.name].shape,
-            "expected_error": round(chosen[curve.name].error, 5),
-            "sensitivity": round(curve.sensitivity, 6),
-        }
-        for curve in curves
-    }
 
 
 def plot(path: Path, curves: Sequence[Curve], chosen: Mapping[str, Choice]) -> None:

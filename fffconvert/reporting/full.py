@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,24 @@ from typing import Any
 import torch
 
 from fffconvert import hub
-from fffconvert.benchmarks.model.run import bench_model
-from fffconvert.benchmarks.model.settings import ModelBench, missing_packages
+from fffconvert.benchmarks import bench
 from fffconvert.benchmarks.model.torch_models import CONFIG
 from fffconvert.controls import Control, make_control
 from fffconvert.conversion import convert_model, prepare
-from fffconvert.distillation import distill_model
+from fffconvert.distillation import distill
 from fffconvert.distillation.checks import is_causal
 from fffconvert.distillation.distiller import has_token_head
-from fffconvert.distillation.recipe import Data, Objectives, Stage, Trained, Unit
-from fffconvert.distillation.recipe import Recipe as Distillation
+from fffconvert.distillation.recipe import Data, Objectives, Recipe, Stage, Trained, Unit
 from fffconvert.errors import FFFError, first_line
-from fffconvert.evaluation import evaluate
-from fffconvert.evaluation.sweep import Grid, run_sweep
+from fffconvert.evaluation import evaluate, sweep
 from fffconvert.evaluation.tasks import Options, read_documents
+from fffconvert.fit.corpus import names_of_texts
 from fffconvert.hub.output import RECIPE, read_conversion
-from fffconvert.recipe import Recipe
+from fffconvert.options import ConvertOptions, ReportOptions, TextSource
+from fffconvert.options.bench import missing_packages
 from fffconvert.reporting.documents import BENCHMARK
-from fffconvert.reporting.writing import Report, check_tools, report
-from fffconvert.store import fingerprint, write_json
+from fffconvert.reporting.writing import Report, check_tools, write_report
+from fffconvert.store import fingerprint
 
 SETTINGS, CONTENT = "full.json", "full.content"
 ENGLISH = "text/wiki_en/train.jsonl.gz"
@@ -39,7 +37,8 @@ PATHS, LEAVES = "paths", "leaves"
 PATH_DEPTH = 11
 LEAF_DEPTH, LEAF_SHARE = 4, 0.07
 """Leaves of this share of the dense block's neurons: less than that is better spent on paths alone."""
-GRID = Grid(depths=(4, 8, 11), trees=(1, 4))
+DEPTHS, TREES = (4, 8, 11), (1, 4)
+"""The grid of the sweep."""
 CONTROLS = (Control.DENSE, Control.ABLATED, Control.RANDOM_ROUTING)
 FINE_TUNED = (Control.DENSE, Control.ABLATED)
 """Those that are fine-tuned too, which takes minutes for each."""
@@ -52,103 +51,69 @@ SUBSET = 500
 """Examples of large tasks; four times as many are trained on."""
 
 
-@dataclass(frozen=True)
-class FullSettings:
-    """How large a full report is.
-
-    Attributes:
-        data_dir: Folder of the evaluation data.
-        calibration: Text to fit and to train on; English out of the data folder by default.
-        tokens: Calibration tokens of every conversion.
-        train_tokens: Tokens that conversions and controls are trained on, all on the same; 0 for none.
-        limit: Examples of each task at most, for a quick look.
-        text_columns: Of rows in the text, those that hold it; empty to find them by their usual names.
-    """
-
-    data_dir: Path
-    calibration: tuple[str, ...] = ()
-    tokens: int = 50_000
-    train_tokens: int = 200_000
-    limit: int | None = None
-    text_columns: tuple[str, ...] = ()
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Text to fit on and to train on.
-
-        Raises:
-            FFFError: None is named, and there is none in the data folder.
-        """
-        if self.calibration:
-            return self.calibration
-        path = self.data_dir.expanduser() / ENGLISH
-        if not path.is_file():
-            raise FFFError(f"{self.data_dir} has no {ENGLISH}; name text to fit on with --calibration")
-        return (str(path.resolve()),)
-
-
-def full_report(
-    model: str,
-    output: str | Path,
-    settings: FullSettings,
-    progress: Callable[[str], None] = lambda line: None,
-) -> Report:
+def full_report(model: str, options: ReportOptions) -> Report:
     """Convert a model at two budgets, make and train the controls, evaluate, sweep, and write the page.
 
     Args:
         model: Hub id, folder or `pkg:DIST[/PATH]`.
-        output: Folder for all of it; a second call with the same settings goes on from there.
-        settings: How large the report is.
-        progress: Is told about each step.
+        options: How large the report is; a second call with the same ones goes on from there.
 
     Raises:
         FFFError: Bad input, or the folder holds a full report of something else.
     """
     check_tools()
-    texts = settings.texts
-    folder = Path(output).expanduser()
-    document = {"model": model, **dataclasses.asdict(settings), "data_dir": str(settings.data_dir)}
+    data_dir, folder = Path(options.data_dir or "").expanduser(), Path(options.output or "").expanduser()
+    texts = _texts(options, data_dir)
+    progress = options.progress
+    document = {
+        "model": model,
+        "data_dir": str(options.data_dir),
+        "calibration": names_of_texts(texts),
+        **{name: getattr(options, name) for name in ("tokens", "train_tokens", "limit")},
+        "text_columns": list(options.text_columns),
+    }
     _check(folder, document)  # before the model is read, which takes a while
-    read_documents(Options(settings.data_dir))  # that it lacks must not come to light after the training
+    read_documents(Options(data_dir))  # that it lacks must not come to light after the training
     loaded = hub.load(model)
-    kind, recipes = _plan(loaded, settings)
-    files = [path for path in map(Path, texts) if path.is_file()]
+    kind, recipes = _plan(loaded, options)
+    files = [path for path in map(Path, names_of_texts(texts)) if path.is_file()]
     _claim(folder, document, fingerprint(loaded.model, loaded.tokenizer, files))
     measured = []
     for name, recipe in recipes.items():
         converted = folder / f"{name}-converted"
         if not (converted / RECIPE).is_file():
             progress(f"{name}: convert to {converted}")
-            convert_model(model, recipe, converted, calibration=texts)
-        subject, controls = _trained(converted, folder, name, kind, settings, progress)
+            convert_model(model, recipe.replace(output=converted, calibration=texts))
+        subject, controls = _trained(converted, folder, name, kind, options, texts)
         measured.append(subject)
-        for tasks, compared, options in _tasks(kind, settings):
+        for tasks, compared, measured_as in _tasks(kind, options):
             progress(f"{name}: evaluate {', '.join(tasks)}")
             evaluate(
                 subject,
                 tasks,
                 teacher=model,
                 controls={control.value: controls[control.value] for control in compared},
-                data_dir=settings.data_dir,
-                cache=folder / "evaluations",
-                **options,
+                data_dir=data_dir,
+                **measured_as,
             )
         if not (subject / BENCHMARK).is_file():
             progress(f"{name}: time it against the original")
-            write_json(subject / BENCHMARK, bench_model(_benchmark(subject, kind)))
+            bench(subject, **_benchmark(subject, kind))
     progress("sweep over trees and depth")
-    run_sweep(
+    sweep(
         model,
         folder / "sweep",
-        GRID,
+        DEPTHS,
         [kind.task],
-        recipe=recipes[PATHS],
+        trees=TREES,
         calibration=texts,
-        data_dir=settings.data_dir,
-        limit=settings.limit,
-        cache=folder / "evaluations",
+        text_columns=options.text_columns,
+        lines=options.lines,
+        tokens=options.tokens,
+        data_dir=data_dir,
+        limit=options.limit,
     )
-    return report([*measured, folder / "sweep"], folder)
+    return write_report([*measured, folder / "sweep"], folder)
 
 
 @dataclass(frozen=True)
@@ -178,12 +143,14 @@ MASKED = _Kind("mlm", ("mlm",), ("rte", "cola"), Objectives(hidden_states=1.0, l
 CAUSAL = _Kind("perplexity", ("perplexity",), (), Objectives(hidden_states=1.0, logits=1.0, clm=1.0))
 
 
-def _plan(loaded: hub.Loaded, settings: FullSettings) -> tuple[_Kind, dict[str, Recipe]]:
+def _plan(loaded: hub.Loaded, options: ReportOptions) -> tuple[_Kind, dict[str, ConvertOptions]]:
     """What the model is, and the recipes of the two budgets."""
-    recipe = Recipe(depth=PATH_DEPTH, tokens=settings.tokens, text_columns=settings.text_columns)
-    prepared = prepare(loaded.model, dataclasses.replace(recipe, tokens=1000), None, loaded.tokenizer)
+    recipe = ConvertOptions(
+        depth=PATH_DEPTH, tokens=options.tokens, text_columns=options.text_columns, lines=options.lines
+    )
+    prepared = prepare(loaded.model, recipe.replace(tokens=1000, tokenizer=loaded.tokenizer))
     width = max(1, round(LEAF_SHARE * prepared.sites[0].d_hidden))
-    leaves = dataclasses.replace(recipe, depth=LEAF_DEPTH, leaf_width=width)
+    leaves = recipe.replace(depth=LEAF_DEPTH, leaf_width=width)
     kind = CAUSAL if is_causal(loaded.model) else MASKED if has_token_head(loaded.model) else ENCODER
     return kind, {PATHS: recipe, LEAVES: leaves}
 
@@ -193,17 +160,17 @@ def _trained(
     folder: Path,
     name: str,
     kind: _Kind,
-    settings: FullSettings,
-    progress: Callable[[str], None],
+    options: ReportOptions,
+    texts: Iterable[Any],
 ) -> tuple[Path, dict[str, Path]]:
     """The conversion and its controls, all trained alike, or none of them."""
-    subject, recipe = converted, None
-    if settings.train_tokens:
-        recipe = _distillation(kind, settings)
+    subject, recipe, progress = converted, None, options.progress
+    if options.train_tokens:
+        recipe = _distillation(kind, options)
         subject = folder / f"{name}-trained"
         if not (subject / RECIPE).is_file():
-            progress(f"{name}: train on {settings.train_tokens:,} tokens")
-            distill_model(converted, recipe, subject)
+            progress(f"{name}: train on {options.train_tokens:,} tokens")
+            distill(converted, None, texts, recipe, output=subject)
     controls = {}
     for control in CONTROLS:
         controls[control.value] = place = folder / f"{name}-{control.value}"
@@ -211,37 +178,50 @@ def _trained(
             continue
         progress(f"{name}: make the control {control.value}")
         if recipe is not None:
-            distill_model(converted, recipe, place, control=control)
+            distill(converted, None, texts, recipe, output=place, control=control)
         else:
             _save_control(converted, control, place)
     return subject, controls
 
 
-def _distillation(kind: _Kind, settings: FullSettings) -> Distillation:
+def _distillation(kind: _Kind, options: ReportOptions) -> Recipe:
     # As in recipes/minilm-laptop.yaml: steps on fitted trees undo more than a short run wins back.
     stage = Stage(
-        tokens=settings.train_tokens,
+        tokens=options.train_tokens,
         objectives=kind.objectives,
         learning_rate=3e-4,
         trained=Trained(trees=False),
     )
     unit = Unit.DOCUMENT if kind is CAUSAL else Unit.SENTENCE
-    data = Data(train=settings.texts, text=settings.text_columns, unit=unit, rows=50_000)
-    return Distillation(stages=(stage,), data=data)
+    data = Data(text=options.text_columns, lines=options.lines, unit=unit, rows=50_000)
+    return Recipe(stages=(stage,), data=data)
 
 
-def _benchmark(subject: Path, kind: _Kind) -> ModelBench:
+def _benchmark(subject: Path, kind: _Kind) -> dict[str, Any]:
     """How the speed of the whole model is measured: as short and long inputs as the model takes."""
     config = json.loads((subject / CONFIG).read_text(encoding="utf-8"))
     longest = min(config.get("max_position_embeddings") or LENGTH, LENGTH)
-    return ModelBench(
-        str(subject),
-        baselines=tuple(name for name in BASELINES if not missing_packages(name)),
-        sizes=((1, min(32, longest)), (8, longest)),
-        threads=torch.get_num_threads(),
-        generate=GENERATED if kind is CAUSAL else 0,
-        seconds=1.0,
-    )
+    return {
+        "baselines": tuple(name for name in BASELINES if not missing_packages(name)),
+        "sizes": ((1, min(32, longest)), (8, longest)),
+        "threads": torch.get_num_threads(),
+        "generate": GENERATED if kind is CAUSAL else 0,
+        "seconds": 1.0,
+    }
+
+
+def _texts(options: ReportOptions, data_dir: Path) -> list[Any]:
+    """Text to fit on and to train on.
+
+    Raises:
+        FFFError: None is named, and there is none in the data folder.
+    """
+    if options.calibration is not None:
+        return list(options.calibration)
+    path = data_dir / ENGLISH
+    if not path.is_file():
+        raise FFFError(f"{data_dir} has no {ENGLISH}; name text to fit on with `calibration`")
+    return [TextSource(path.resolve())]
 
 
 def _save_control(converted: Path, control: Control, place: Path) -> None:
@@ -256,10 +236,10 @@ def _save_control(converted: Path, control: Control, place: Path) -> None:
 
 
 def _tasks(
-    kind: _Kind, settings: FullSettings
+    kind: _Kind, options: ReportOptions
 ) -> Iterator[tuple[Sequence[str], Sequence[Control], dict[str, Any]]]:
     """What is evaluated, beside which controls, with the options of each call."""
-    limit = settings.limit
+    limit = options.limit
     yield kind.tasks, CONTROLS, {"limit": limit}
     if kind.tuned:
         yield kind.tuned, FINE_TUNED, {"limit": limit, "epochs": EPOCHS}
@@ -272,11 +252,11 @@ def _check(folder: Path, document: dict[str, Any]) -> None:
     try:
         if (folder / SETTINGS).is_file():
             if (folder / SETTINGS).read_text(encoding="utf-8") != _written(document):
-                raise FFFError(f"{folder} holds a full report with other settings; choose another -o")
+                raise FFFError(f"{folder} holds a full report with other settings; choose another `output`")
         elif folder.is_dir() and any(folder.iterdir()):
-            raise FFFError(f"{folder} exists and holds no full report; choose another -o")
+            raise FFFError(f"{folder} exists and holds no full report; choose another `output`")
     except OSError as error:
-        raise FFFError(f"cannot read {folder}: {first_line(error)}; choose another -o") from None
+        raise FFFError(f"cannot read {folder}: {first_line(error)}; choose another `output`") from None
 
 
 def _claim(folder: Path, document: dict[str, Any], content: str) -> None:
@@ -289,13 +269,14 @@ def _claim(folder: Path, document: dict[str, Any], content: str) -> None:
         own = folder / CONTENT
         if own.is_file() and own.read_text(encoding="utf-8") != content:
             raise FFFError(
-                f"{folder} holds a full report of other weights or text by the same names; choose another -o"
+                f"{folder} holds a full report of other weights or text by the same names; "
+                "choose another `output`"
             )
         folder.mkdir(parents=True, exist_ok=True)
         own.write_text(content, encoding="utf-8")
         (folder / SETTINGS).write_text(_written(document), encoding="utf-8")
     except OSError as error:
-        raise FFFError(f"cannot write {folder}: {first_line(error)}; choose another -o") from None
+        raise FFFError(f"cannot write {folder}: {first_line(error)}; choose another `output`") from None
 
 
 def _written(document: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Report:
-    """What `report` wrote.
+    """What `write_report` wrote.
 
     Attributes:
         html: The page.
@@ -49,22 +49,22 @@ class Report:
     page: Page
 
 
-def report(folders: Sequence[str | Path], output: str | Path | None = None) -> Report:
-    """Write one page about one or more converted models: the command `fffconvert report`.
+def write_report(folders: Sequence[str | Path], output: Path | None = None) -> Report:
+    """Write one page about one or more converted models.
 
     Nothing is measured: the page shows what the folders hold, and names the commands for what they do not.
 
     Args:
-        folders: Outputs of `fffconvert convert`, `distill`, `eval`, `bench` or `sweep`.
+        folders: Outputs of `fffconvert convert`, `distill`, `evaluate`, `bench` or `sweep`.
         output: Folder for `report.html` and `report.md`; by default, the one folder that is reported on.
 
     Raises:
         FFFError: A folder cannot be read, or a report cannot be written; nothing was.
     """
     if not folders:
-        raise FFFError("no folder was given; expected one that fffconvert convert, eval or sweep wrote")
+        raise FFFError("no folder was given; expected one that fffconvert convert, evaluate or sweep wrote")
     if output is None and len(folders) > 1:
-        raise FFFError(f"{len(folders)} folders are reported on; say where to write the page with -o")
+        raise FFFError(f"{len(folders)} folders are reported on; say where to write the page with `output`")
     check_tools()
     paths = [Path(folder).expanduser() for folder in folders]
     page = build([read_conversion(path, label) for path, label in zip(paths, _labels(paths), strict=True)])

@@ -19,12 +19,15 @@ from fffconvert.benchmarks.model import inputs
 from fffconvert.benchmarks.model.exported import write_onnx
 from fffconvert.benchmarks.model.process import Runtime, WorkerError
 from fffconvert.benchmarks.model.quality import Quality
-from fffconvert.benchmarks.model.settings import EXPORTED, EXPORTED_TREES, ModelBench
+from fffconvert.benchmarks.model.settings import EXPORTED_TREES, ModelBench
 from fffconvert.benchmarks.model.torch_models import dense, stored_config, trees
 from fffconvert.errors import FFFError
 from fffconvert.estimation.models import preset
 from fffconvert.fit.length import longest
 from fffconvert.location.inputs import example_inputs
+from fffconvert.options import BenchOptions, values_of, verb
+from fffconvert.options.bench import EXPORTED
+from fffconvert.store import write_json
 
 ROUNDS = 5
 """How often the runtimes take turns at each size."""
@@ -41,21 +44,30 @@ GENERATING = ("torch", "ablated", *TORCH_TREES)
 Size = tuple[int, int]
 
 
-def bench_model(settings: ModelBench) -> dict[str, Any]:
+@verb(BenchOptions)
+def bench(model: str | Path, options: BenchOptions) -> dict[str, Any]:
     """Measure a converted model against its original on the runtimes that people use.
 
     Every runtime has a process of its own; they take turns, and all but one stand still.
 
+    Args:
+        model: A converted or deployed folder; with `depth`, any model, whose blocks are then replaced by
+            random layers in memory.
+
     Returns:
         `rows` (a runtime and size each), `generation`, `quality`, `runtimes` (loading, memory), `profile`,
-        `machine`, `problems`, `warnings` and `settings`.
+        `machine`, `problems`, `warnings`, `settings` and `output`.
 
     Raises:
         FFFError: A setting does not fit the model.
     """
-    settings = _within_positions(settings)
+    settings = _within_positions(ModelBench(model=str(model), **values_of(options)))
+    output = settings.output
+    if output is None and settings.depth is None:
+        own_folder = hub.resolve(settings.model).folder
+        output = None if own_folder is None else own_folder / "bench.json"
     values = dataclasses.asdict(settings)
-    values["data_dir"] = None if settings.data_dir is None else str(settings.data_dir)
+    values |= {name: values[name] and str(values[name]) for name in ("data_dir", "output")}
     own = _own(settings)
     load, jitters = machine.load(), [machine.jitter()]
     problems: list[str] = []
@@ -74,8 +86,9 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
     if settings.generate and not causal:
         problems.append("--generate: the model is no causal language model")
     jitters.append(machine.jitter())
-    return {
+    found = {
         "model": settings.model,
+        "output": None if output is None else str(output),
         "rows": rows,
         "generation": generation,
         "quality": scores,
@@ -86,6 +99,9 @@ def bench_model(settings: ModelBench) -> dict[str, Any]:
         "warnings": machine.warnings(load, jitters, (settings.threads,)),
         "settings": values,
     }
+    if output is not None:
+        write_json(output, found)
+    return found
 
 
 def _within_positions(settings: ModelBench) -> ModelBench:

@@ -87,7 +87,7 @@ def original_name(settings: Settings) -> str:
         return str(settings["model"])
     base = stored_config(settings["model"]).get("base_model")
     if base is None:
-        raise FFFError(f"{settings['model']} does not say what it was converted from; add --original MODEL")
+        raise FFFError(f"{settings['model']} does not say what it was converted from; add `original=MODEL`")
     return str(base)
 
 

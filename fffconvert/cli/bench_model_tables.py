@@ -1,16 +1,13 @@
-"""What `fffconvert bench MODEL` prints and writes."""
+"""What `fffconvert bench` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from fffconvert.cli import tables
-from fffconvert.cli.reporting import output
-from fffconvert.errors import FFFError
 
 Row = Mapping[str, Any]
 NAMES = {
@@ -35,36 +32,19 @@ LEGEND = (
 )
 
 
-def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
-    """Measure, write the document and print it."""
-    from fffconvert.benchmarks import ModelBench, bench_model
-    from fffconvert.hub.source import resolve
-    from fffconvert.store import write_json
-
-    with output(as_json) as out:
-        checked = ModelBench(**settings)
-        if destination is None and checked.depth is None:
-            folder = resolve(checked.model).folder
-            destination = None if folder is None else folder / "bench.json"
-        if destination is not None and not destination.resolve().parent.is_dir():
-            raise FFFError(f"-o {destination}: its folder does not exist; make it first")
-        found = bench_model(checked)
-        if destination is not None:
-            write_json(destination, found)
-        out.document(found)
-        out.show(*(f"warning: {text}" for text in found["warnings"]))
-        out.show(tables.pairs(_machine(found)))
-        out.show(*_sizes(found["rows"]))
-        if found["generation"]:
-            out.show(_generation(found["generation"]))
-        if found["quality"]:
-            out.show(_quality(found["quality"]))
-        out.show(_runtimes(found["runtimes"]))
-        if found["profile"]:
-            out.show(_profile(found["profile"]))
-        out.show(*LEGEND, *(f"not measured: {text}" for text in found["problems"]))
-        if destination is not None:
-            out.show(f"wrote {destination}")
+def everything(found: Row) -> Iterator[Table | str]:
+    """All that `fffconvert bench` shows people."""
+    yield from (f"warning: {text}" for text in found["warnings"])
+    yield tables.pairs(_machine(found))
+    yield from _sizes(found["rows"])
+    if found["generation"]:
+        yield _generation(found["generation"])
+    if found["quality"]:
+        yield _quality(found["quality"])
+    yield _runtimes(found["runtimes"])
+    if found["profile"]:
+        yield _profile(found["profile"])
+    yield from (*LEGEND, *(f"not measured: {text}" for text in found["problems"]))
 
 
 def _machine(found: Row) -> dict[str, str]:

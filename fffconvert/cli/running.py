@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -40,25 +40,31 @@ class OneLineUsage(TyperGroup):
         sys.exit(status or 0)
 
 
-def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+def one_line_errors(run: Callable[..., None], flags: Mapping[str, str]) -> Callable[..., None]:
     """Let a command end as the manual says: 0 done, 2 bad input, 130 interrupted, 1 anything else.
 
-    Takes the command's `debug` flag: with it errors come with their traceback, and other libraries may talk.
+    Args:
+        run: Takes where to print and what was given.
+        flags: The flag of each option that errors name in backquotes.
+
+    Returns:
+        A command that takes `as_json` and `debug` too: with it errors come with their traceback, and other
+        libraries may talk.
     """
 
-    @functools.wraps(command)
-    def run(*args: Any, debug: bool, **options: Any) -> None:
+    def command(as_json: bool, debug: bool, **given: Any) -> None:
         if not debug:
             _quiet()
         try:
-            command(*args, debug=debug, **options)
+            with output(as_json) as out:
+                run(out, **given)
         except KeyboardInterrupt:
             typer.echo("interrupted; nothing is half written: run the same command again", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except FFFError as error:
             if debug:
                 raise
-            typer.echo(f"fffconvert: {error}", err=True)
+            typer.echo(f"fffconvert: {with_flags(str(error), flags)}", err=True)
             raise typer.Exit(USAGE) from None
         except Exception as error:
             if debug:
@@ -67,7 +73,22 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             typer.echo(f"fffconvert: {type(error).__name__}: {what} (--debug shows where)", err=True)
             raise typer.Exit(FAILED) from None
 
-    return run
+    command.__doc__, command.__name__ = run.__doc__, run.__name__
+    return command
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """An error with flags in the place of options: `max_drop=0.1` becomes --max-drop 0.1."""
+
+    def shown(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        if name not in flags:
+            return match[0]
+        if value == "False":
+            return f"--no-{flags[name][2:]}"
+        return flags[name] if value in (None, "True") else f"{flags[name]} {value}"
+
+    return re.sub(r"`(?P<name>\w+)(?:=(?P<value>[^`]*))?`", shown, message)
 
 
 @contextmanager

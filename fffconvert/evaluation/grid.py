@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ from fffconvert.errors import FFFError
 from fffconvert.evaluation.run import environment, evaluate
 from fffconvert.evaluation.tasks import TASKS, resolve_tasks
 from fffconvert.figures import figure_class
-from fffconvert.fit import read_corpus
+from fffconvert.fit.corpus import names_of_texts, read_texts
 from fffconvert.hub.card import Totals
-from fffconvert.recipe import Recipe
+from fffconvert.options import ConvertOptions, SweepOptions, values_of, verb
 from fffconvert.store import code, fingerprint, write_json
 
 RESULTS, PLOT, POINTS = "sweep.json", "sweep.png", "points"
@@ -30,67 +28,14 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Colours that the colour-blind can tell apart. Reference: Wong, Nature Methods 8 (2011), 441."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The shapes of a sweep; every combination is a point.
-
-    Attributes:
-        depths: Depths of the trees.
-        trees: Numbers of trees.
-        leaf_widths: Neurons of the leaf blocks.
-        trunks: Ranks of the trunk.
-    """
-
-    depths: tuple[int, ...]
-    trees: tuple[int, ...] = (1,)
-    leaf_widths: tuple[int, ...] = (0,)
-    trunks: tuple[int, ...] = (0,)
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if not getattr(self, field.name):
-                raise FFFError(f"the sweep names no {field.name}; expected at least one number")
-
-    def points(self, recipe: Recipe) -> list[Recipe]:
-        """The recipe of each point, the cheapest first.
-
-        Raises:
-            FFFError: A number is out of range.
-        """
-        shapes = itertools.product(self.depths, self.trees, self.leaf_widths, self.trunks)
-        found = [
-            dataclasses.replace(recipe, depth=depth, trees=trees, leaf_width=leaf_width, trunk=trunk)
-            for depth, trees, leaf_width, trunk in dict.fromkeys(shapes)
-        ]
-        return sorted(found, key=lambda p: p.trunk + p.trees * (p.depth + 1 + p.leaf_width))
-
-
-def run_sweep(
-    model: str,
-    output: Path,
-    grid: Grid,
-    tasks: Sequence[str],
-    *,
-    recipe: Recipe,
-    calibration: Sequence[str] = (),
-    keep: bool = False,
-    overwrite: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
-    """Convert a model at each point of a grid and measure it, beside the original.
+@verb(SweepOptions)
+def sweep(model: str, options: SweepOptions) -> dict[str, Any]:
+    """Convert a model at each point of a grid of shapes and measure it, beside the original.
 
     Each point is written down as soon as it is measured; a stopped sweep goes on where it was.
 
     Args:
         model: Name of the original, which is also the teacher.
-        output: Folder for `sweep.json`, `sweep.png` and, while they are needed, the converted models.
-        grid: The shapes.
-        tasks: What to measure; the first is what is traded against work.
-        recipe: All else about the conversions.
-        calibration: Text files or names of `datasets`, as in `convert_model`.
-        keep: Keep the converted models.
-        overwrite: Begin anew if the folder holds another sweep.
-        **options: Of `evaluate`: data_dir, texts, limit, cache, seeds, epochs, trust_remote_code.
 
     Returns:
         `model`, `rows` (`trees`, `depth`, `leaf_width`, `trunk`, `active_fraction`, `parameters_ratio`,
@@ -100,38 +45,40 @@ def run_sweep(
         FFFError: Bad input, or the folder holds another sweep.
     """
     figure_class()
-    points = grid.points(recipe)
-    for name in resolve_tasks(tasks, list(TASKS)):
+    output, points = Path(options.output).expanduser(), points_of(options)
+    for name in resolve_tasks(options.tasks, list(TASKS)):
         if TASKS[name].beside_teacher:
             raise FFFError(f"task {name} states no figure of the original to compare with; take another")
-    common = {name: value for name, value in recipe.to_dict().items() if name not in _SHAPE}
-    trust = bool(options.get("trust_remote_code"))
+    common = {name: value for name, value in points[0].to_dict().items() if name not in _SHAPE}
+    text = (
+        None
+        if options.calibration is None
+        else read_texts(options.calibration, options.text_columns, options.lines)
+    )
     settings = {
-        "calibration": list(calibration),
-        "limit": options.get("limit"),
-        "seeds": options.get("seeds"),
-        "epochs": options.get("epochs"),
-        "tasks": list(tasks),
+        "calibration": names_of_texts(options.calibration),
+        "limit": options.limit,
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+        "tasks": list(options.tasks),
         **common,
-        "weights": fingerprint(hub.load(model, trust_remote_code=trust).model),
-        "text": fingerprint(
-            read_corpus(calibration) if calibration else None, list(map(Path, options.get("texts", ())))
-        ),
+        "weights": fingerprint(hub.load(model, trust_remote_code=options.trust_remote_code).model),
+        "text": fingerprint(text, [Path(path) for path in options.text]),
         "code": code(),
     }
-    found = _earlier(output, model, settings, overwrite)
+    found = _earlier(output, model, settings, options.overwrite)
     output.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {"model": model, "settings": settings, "rows": [], "pareto": []}
     for point in tqdm(points, desc="sweep", unit="point", disable=None):
         key = _shape(point)
         if key not in found:
             place = output / POINTS / _called(point, settings)
-            found[key] = _measure(model, place, point, tasks, calibration, keep, options)
+            found[key] = _measure(model, place, point, options)
         document["rows"] = [found[_shape(p)] for p in points if _shape(p) in found]
         document["pareto"] = pareto(document["rows"])
         document["environment"] = environment()
         write_json(output / RESULTS, document)
-    shutil.rmtree(output / POINTS, ignore_errors=True) if not keep else None
+    shutil.rmtree(output / POINTS, ignore_errors=True) if not options.keep else None
     plot(output / PLOT, document)
     return document
 
@@ -139,7 +86,24 @@ def run_sweep(
 _SHAPE = ("depth", "trees", "leaf_width", "trunk")
 
 
-def _shape(point: Recipe | Mapping[str, Any]) -> tuple[int, ...]:
+def points_of(options: SweepOptions) -> list[ConvertOptions]:
+    """How each point of a grid is converted, the cheapest first.
+
+    Raises:
+        FFFError: A number is out of range.
+    """
+    common = {"calibration", "tokens", "refine", "text_columns", "lines", "trust_remote_code"}
+    same = {name: value for name, value in values_of(options).items() if name in common}
+    shapes = dict.fromkeys(itertools.product(*(options.grid[name] for name in _SHAPE)))
+    found = [ConvertOptions(**same, **_named(shape)) for shape in shapes]
+    return sorted(found, key=lambda p: p.trunk + p.trees * ((p.depth or 0) + 1 + p.leaf_width))
+
+
+def _named(shape: Sequence[int]) -> dict[str, Any]:
+    return dict(zip(_SHAPE, shape, strict=True))
+
+
+def _shape(point: ConvertOptions | Mapping[str, Any]) -> tuple[int, ...]:
     values = point if isinstance(point, Mapping) else vars(point)
     return tuple(int(values[name]) for name in _SHAPE)
 
@@ -156,35 +120,27 @@ def _earlier(
         if document["model"] == model and document["settings"] == dict(settings):
             return {_shape(row): row for row in document["rows"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise FFFError(f"{path} is no sweep; choose another -o, or add --overwrite") from error
+        raise FFFError(f"{path} is no sweep; choose another `output`, or add `overwrite=True`") from error
     changed = [name for name in settings if document["settings"].get(name) != settings[name]] or ["model"]
     raise FFFError(
-        f"{output} holds a sweep that differs in {', '.join(changed)}; choose another -o, or add --overwrite"
+        f"{output} holds a sweep that differs in {', '.join(changed)}; choose another `output`, "
+        "or add `overwrite=True`"
     )
 
 
-def _called(point: Recipe, settings: Mapping[str, Any]) -> str:
+def _called(point: ConvertOptions, settings: Mapping[str, Any]) -> str:
     """Name of a point's folder, of its shape and of all else that it depends on."""
     shape = f"{point.trees}x{point.depth}-leaf{point.leaf_width}-trunk{point.trunk}"
     return f"{shape}-{fingerprint(point.to_dict(), settings)[:8]}"
 
 
-def _measure(
-    model: str,
-    folder: Path,
-    point: Recipe,
-    tasks: Sequence[str],
-    calibration: Sequence[str],
-    keep: bool,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
+def _measure(model: str, folder: Path, point: ConvertOptions, options: SweepOptions) -> dict[str, Any]:
     if not (folder / "metrics.json").is_file():
-        trust = bool(options.get("trust_remote_code"))
-        convert_model(model, point, folder, calibration=calibration, trust_remote_code=trust)
+        convert_model(model, point.replace(output=folder))
     blocks = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["blocks"]
-    results = evaluate(folder, tasks, teacher=model, **options)["tasks"]
+    results = evaluate(folder, options.tasks, teacher=model, **options.measured)["tasks"]
     totals = Totals.of(blocks)
-    if not keep:
+    if not options.keep:
         shutil.rmtree(folder)
     wanted = (
         "metric",
@@ -198,7 +154,7 @@ def _measure(
         "limit",
     )
     return {
-        **dict(zip(_SHAPE, _shape(point), strict=True)),
+        **_named(_shape(point)),
         "active_fraction": totals.macs_left,
         "parameters_ratio": totals.parameters / totals.parameters_before,
         "token_r2_heldout": totals.r2_median,
@@ -288,4 +244,4 @@ def plot(path: Path, document: Mapping[str, Any]) -> None:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error
+        raise FFFError(f"cannot write {path}: {error.strerror}; choose another `output`") from error
