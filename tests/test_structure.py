@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "figures",
     "native",
+    "processor",
     "activation_names",
     "forward",
     "runtime",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fffconvert.processor import cpu
 from fffconvert.runtime.activations import ACTIVATIONS
-from fffconvert.runtime.backends import cpu
 
 Call = Callable[[Tensor], Tensor]
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}

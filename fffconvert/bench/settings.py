@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fffconvert.errors import FFFError
 from fffconvert.figures import figure_class
 from fffconvert.plan import FFFSpec
-from fffconvert.runtime.backends import backends
+from fffconvert.runtime.backends import on_device
 
 TOKENS = (1, 8, 32, 128, 512, 2048, 16384)
 DTYPES = {
@@ -17,7 +19,6 @@ DTYPES = {
     "cuda": ("float32", "float16", "bfloat16", "int8"),
 }
 """Row types that can be measured on each device."""
-BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("cupy", "reference")}
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -101,9 +102,9 @@ class LayerBench:
             raise FFFError(f"--device is {self.device!r}; expected one of {','.join(DTYPES)}")
         if self.device == "cpu":
             return
-        cupy = next(found for found in backends() if found.name == "cupy")
-        if not cupy.available:
-            raise FFFError(f"--device {self.device} cannot run here: {cupy.reason}")
+        own = [f.status() for f in on_device(self.device).values() if f.SUPPORT.device == self.device]
+        if not any(status.available for status in own):
+            raise FFFError(f"--device {self.device} cannot run here: {own[-1].reason}")
         for flag, given in (
             ("--train", self.train),
             ("--plot", self.plot is not None),
@@ -125,7 +126,7 @@ class LayerBench:
 
     def _runnable(self) -> tuple[str, ...]:
         """The backends to measure, each of which can run here."""
-        known = {backend.name: backend for backend in backends() if backend.name in BACKENDS[self.device]}
+        known = {name: found.status() for name, found in on_device(self.device).items()}
         for name in self.backends:
             if name not in known:
                 raise FFFError(f"--backend is {name!r}; expected some of {','.join(known)}")
@@ -136,9 +137,11 @@ class LayerBench:
     @property
     def variants(self) -> Iterator[tuple[str, str]]:
         """Each backend with each of its row types."""
+        known = on_device(self.device)
         for backend in self.backends:
             for dtype in self.dtypes if backend != "reference" else self._reference_dtypes():
-                yield backend, dtype
+                if getattr(torch, dtype) in known[backend].SUPPORT.rows:
+                    yield backend, dtype
 
     def _reference_dtypes(self) -> tuple[str, ...]:
         if self.device == "cpu":

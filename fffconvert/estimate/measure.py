@@ -27,7 +27,7 @@ from fffconvert.estimate.hardware import Hardware, Rates
 from fffconvert.estimate.record import record
 from fffconvert.estimate.workload import Workload
 from fffconvert.plan import FFFSpec
-from fffconvert.runtime.backends import cpu
+from fffconvert.processor import cpu
 from fffconvert.tree import FFFLayer
 
 Curve = list[tuple[float, float]]

@@ -30,7 +30,7 @@ from fffconvert.evaluate.subject import Subject, check_comparable
 from fffconvert.evaluate.tasks import TASKS, Options, resolve_tasks
 from fffconvert.hub.card import update_card
 from fffconvert.hub.output import RECIPE
-from fffconvert.runtime.backends import cpu
+from fffconvert.processor import cpu
 from fffconvert.store import digest
 
 RESULTS = "eval.json"

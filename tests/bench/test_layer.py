@@ -15,7 +15,7 @@ from fffconvert.bench.depths import draw, sweep
 from fffconvert.bench.workload import DISTINCT_TOKENS, random_workload
 from fffconvert.errors import FFFError
 from fffconvert.plan import FFFSpec
-from fffconvert.runtime.backends import Cpu
+from fffconvert.processor import Cpu
 
 QUICK: dict[str, Any] = {
     "shape": (16, 48),
