@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "figures",
     "native",
+    "private_names",
     "processor",
     "activation_names",
     "forward",

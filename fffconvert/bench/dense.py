@@ -36,7 +36,7 @@ class DenseFFN(nn.Module):
 def compiled(block: nn.Module, x: Tensor) -> Call:
     """`torch.compile` for the very shape of `x` and the present number of threads, run once.
 
-    Call `torch._dynamo.reset()` before a new shape: a limit of recompilations would silently bring eager
+    Call `torch.compiler.reset()` before a new shape: a limit of recompilations would silently bring eager
     mode back.
 
     Raises:

@@ -202,7 +202,7 @@ def dense_calls(name: str, block: DenseFFN, x: Tensor, compiled: bool) -> dict[s
         f"{name}_graph": graphed(in_one, x),
     }
     if compiled:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         calls[f"{name}_compiled"] = torch.compile(block, dynamic=False)
     return calls
 

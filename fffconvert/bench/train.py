@@ -50,7 +50,7 @@ def train_rows(workload: Workload, settings: LayerBench, problems: list[str]) ->
         )
         own = choose("backward", inputs[0], layer.weights).NAME
         error, left_out = gradient_error(layer, masked, batches[0].detach(), gradient)
-        torch._dynamo.reset()
+        torch.compiler.reset()
         entries = [Entry(own, "float32", None, _step(layer, layer, inputs, gradient))]
         for name, module in modules.items():
             entries.append(Entry(name, "float32", "eager", _step(module, module, inputs, gradient)))

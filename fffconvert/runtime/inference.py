@@ -10,6 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fffconvert.private_names import (
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    is_functorch_wrapped_tensor,
+    version_of,
+)
 from fffconvert.runtime.backend import Prepared
 from fffconvert.runtime.backends import BACKENDS, named
 from fffconvert.runtime.int8_linear import int8_trunk
@@ -181,16 +187,16 @@ def _holds(prepared: _Prepared, present: list[Tensor]) -> bool:
 
 
 def _versions(present: list[Tensor]) -> list[int]:
-    return [0 if p.is_inference() else p._version for p in present]
+    return [0 if p.is_inference() else version_of(p) for p in present]
 
 
 def _eager(
     x: Tensor,
     # Bound once: each look-up costs as much as the question itself, and one token is computed in 4 µs.
     compiling: Callable[[], bool] = torch.compiler.is_compiling,
-    modes: Callable[[], int] = torch._C._len_torch_dispatch_stack,
-    wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor,
-    tracing: Callable[[], object] = torch._C._get_tracing_state,
+    modes: Callable[[], int] = _len_torch_dispatch_stack,
+    wrapped: Callable[[Tensor], bool] = is_functorch_wrapped_tensor,
+    tracing: Callable[[], object] = _get_tracing_state,
 ) -> bool:
     """Whether a plain tensor is computed now, with nobody looking on: no compiler, tracer or mode."""
     return type(x) is Tensor and not (compiling() or modes() or wrapped(x) or tracing())
