@@ -21,7 +21,7 @@ from fffconvert.private_names import ATEN, ATTRIBUTES, IMPORTED
 PACKAGE = Path(fffconvert.__file__).parent
 FILES = sorted(set(PACKAGE.rglob("*.py")) - {Path(private_names.__file__)})
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}
+NAMED_TUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
 LISTED = {private.name for private in (*IMPORTED, *ATTRIBUTES)}
 
 

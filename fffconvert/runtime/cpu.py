@@ -47,16 +47,7 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("trees", "depth", "branches", "leaf_width", "d_in", "d_out")),
         ("activation", ctypes.c_int64),
         ("row_type", ctypes.c_int64),
-        ("in_weight", _Rows),
-        ("in_bias", ctypes.c_void_p),
-        ("out_weight", _Rows),
-        ("leaf_constant", _Rows),
-        ("leaf_in_weight", _Rows),
-        ("leaf_in_bias", ctypes.c_void_p),
-        ("leaf_gate_weight", _Rows),
-        ("leaf_gate_bias", ctypes.c_void_p),
-        ("leaf_out_weight", _Rows),
-        ("leaf_threshold", ctypes.c_void_p),
+        *((name, ctypes.c_void_p if name in VECTORS else _Rows) for name in Weights._fields),
         ("bias", ctypes.c_void_p),
     ]
 
@@ -286,15 +277,9 @@ class PreparedLayer:
         return y
 
     def backward(
-        self, grad_y: Tensor, grad_logits: Tensor, passed: Passed, gradients: Mapping[str, Tensor]
+        self, grad_y: Tensor, grad_logits: Tensor, passed: Passed, gradients: Mapping[str, Tensor | None]
     ) -> None:
-        """Add the gradients along the paths taken to `gradients`.
-
-        Args:
-            grad_y: [tokens, d_out]; this and all tensors that follow are float32 without gaps.
-            grad_logits: [tokens, T, D + 1]
-            passed: The forward pass, of these weights.
-            gradients: Of x, and, if asked for, of each of the weights there are; the latter hold zeros.
+        """Write the gradient of x, and add to those of the weights that are given, along the paths taken.
 
         Raises:
             FFFError: There is no such leaf, or a tensor is not what the library takes it for.
@@ -305,13 +290,9 @@ class PreparedLayer:
             raise FFFError(f"leaf is {int(leaf.min())} to {int(leaf.max())}; expected 0 to {leaves - 1}")
         visits = (tokens, self._trees)
         found = {"x": (tokens, self._d_in), **self._shapes}
+        given = {name: grad for name in _GRADIENTS if (grad := gradients.get(name)) is not None}
         results = _Gradients(
-            *(
-                address(f"gradient of {name}", gradients[name], torch.float32, found[name])
-                if name in gradients
-                else None
-                for name in _GRADIENTS
-            )
+            **{n: address(f"gradient of {n}", grad, torch.float32, found[n]) for n, grad in given.items()}
         )
         self._backward(
             self._address,
@@ -356,9 +337,7 @@ def backward(grad_y: Tensor, grad_logits: Tensor, passed: Passed, rows: bool = T
     weights, leaf = passed.weights, passed.leaf.contiguous()
     grad_x = x.new_empty(x.shape)
     grads = Weights._make(None if w is None else w.new_zeros(w.shape) for w in weights) if rows else None
-    results = {"x": grad_x}
-    if grads is not None:
-        results |= {name: grad for name in _TREES if (grad := getattr(grads, name)) is not None}
+    results = {"x": grad_x, **(grads._asdict() if grads is not None else {})}
     trees = Weights(**{name: getattr(weights, name) for name in _TREES})
     passed = Passed(x, weights, logits, leaf, passed.activation)
     PreparedLayer(None, trees, Scales(), passed.activation).backward(grad_y, grad_logits, passed, results)

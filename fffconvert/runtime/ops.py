@@ -18,10 +18,8 @@ from fffconvert.runtime.backends import choose
 from fffconvert.runtime.rules import check_backward, check_forward, check_inference
 from fffconvert.runtime.weights import Scales, Weights
 
-_WEIGHTS = (
-    "Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor? leaf_constant, "
-    "Tensor? leaf_in_weight, Tensor? leaf_in_bias, Tensor? leaf_gate_weight, Tensor? leaf_gate_bias, "
-    "Tensor? leaf_out_weight, Tensor? leaf_threshold"
+_WEIGHTS = ", ".join(
+    f"Tensor{'?' if name in Weights._field_defaults else ''} {name}" for name in Weights._fields
 )
 _SCALES = ", ".join(f"Tensor? {name}_scale" for name in Scales._fields)
 
