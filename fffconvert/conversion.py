@@ -276,9 +276,9 @@ def fit_blocks(
     if not keep_originals:
         surgery.drop_originals(model)
     if isinstance(model, PreTrainedModel):
-        hub.mark_converted(model, model.config._name_or_path or None)
+        hub.mark_converted(model, model.config.name_or_path or None)
         # It is not what this name stands for any more: an adapter saved from it must not be put on that.
-        model.name_or_path = model.config._name_or_path = ""
+        model.name_or_path = model.config.name_or_path = ""
     return results
 
 

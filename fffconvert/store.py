@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fffconvert.errors import FFFError
+from fffconvert.private_names import attention_of
 from fffconvert.tree import FFFLayer
 
 LENGTH = 32
@@ -218,7 +219,7 @@ def _module(module: nn.Module) -> Any:
     return {
         "class": type(module).__name__,
         "config": {name: value for name, value in values.items() if name not in ORIGINS},
-        "attention": getattr(config, "_attn_implementation", None),
+        "attention": attention_of(config) if isinstance(config, PreTrainedConfig) else None,
         "structure": repr(module),
         "state": {**dict(module.named_buffers()), **module.state_dict()},
         "ways": ways,

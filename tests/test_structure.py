@@ -18,6 +18,8 @@ ORDER = [
     "errors",
     "figures",
     "native",
+    "private_names",
+    "processor",
     "activation_names",
     "forward",
     "runtime",

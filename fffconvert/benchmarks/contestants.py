@@ -112,7 +112,7 @@ class Dense:
             Entry(size, dtype, "eager", None, skipped=reason)
             for (size, dtype), reason in self.skipped.items()
         ]
-        torch._dynamo.reset()
+        torch.compiler.reset()
         for size in DENSE if compile_ else ():
             call = try_compiled(self.modules[size, "float32"], batches[0], size, self.problems)
             if call is not None:

@@ -96,7 +96,7 @@ class _Run:
             against = INPUTS.get(dtype, dtype)
             contestant = self.card.contestant(layer, inputs[against])
             entries.append(Entry(backend, dtype, None, contestant, against))
-        torch._dynamo.reset()
+        torch.compiler.reset()
         for (size, dtype), block in self.blocks.items():
             for variant, call in self._forms(size, block, inputs[dtype][0]).items():
                 contestant = self.card.contestant(call, inputs[dtype])

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fffconvert.processor import cpu
 from fffconvert.runtime.activations import ACTIVATIONS
-from fffconvert.runtime.backends import cpu
 
 Call = Callable[[Tensor], Tensor]
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -36,7 +36,7 @@ class DenseFFN(nn.Module):
 def compiled(block: nn.Module, x: Tensor) -> Call:
     """`torch.compile` for the very shape of `x` and the present number of threads, run once.
 
-    Call `torch._dynamo.reset()` before a new shape: a limit of recompilations would silently bring eager
+    Call `torch.compiler.reset()` before a new shape: a limit of recompilations would silently bring eager
     mode back.
 
     Raises:

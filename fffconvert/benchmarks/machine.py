@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fffconvert.runtime.backends import cpu
+from fffconvert.processor import cpu
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 QUIET_LOAD = 0.5

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from fffconvert.errors import FFFError
 from fffconvert.figures import figure_class
 from fffconvert.options import BenchLayerOptions
-from fffconvert.runtime.backends import backends
+from fffconvert.runtime.backends import on_device
 
 DTYPES = {
     "cpu": ("float32", "bfloat16", "int8"),
     "cuda": ("float32", "float16", "bfloat16", "int8"),
 }
 """Row types that can be measured on each device."""
-BACKENDS = {"cpu": ("cpu", "reference"), "cuda": ("cupy", "reference")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,9 @@ class LayerBench(BenchLayerOptions):
             raise FFFError(f"`device` is {self.device!r}; expected one of {','.join(DTYPES)}")
         if self.device == "cpu":
             return
-        cupy = next(found for found in backends() if found.name == "cupy")
-        if not cupy.available:
-            raise FFFError(f"`device={self.device}` cannot run here: {cupy.reason}")
+        own = [f.status() for f in on_device(self.device).values() if f.SUPPORT.device == self.device]
+        if not any(status.available for status in own):
+            raise FFFError(f"`device={self.device}` cannot run here: {own[-1].reason}")
         for flag, given in (
             ("train", self.train),
             ("plot", self.plot is not None),
@@ -63,7 +64,7 @@ class LayerBench(BenchLayerOptions):
 
     def _runnable(self) -> tuple[str, ...]:
         """The backends to measure, each of which can run here."""
-        known = {backend.name: backend for backend in backends() if backend.name in BACKENDS[self.device]}
+        known = {name: found.status() for name, found in on_device(self.device).items()}
         for name in self.backends:
             if name not in known:
                 raise FFFError(f"`backends` holds {name!r}; expected some of {','.join(known)}")
@@ -74,9 +75,11 @@ class LayerBench(BenchLayerOptions):
     @property
     def variants(self) -> Iterator[tuple[str, str]]:
         """Each backend with each of its row types."""
+        known = on_device(self.device)
         for backend in self.backends:
             for dtype in self.dtypes if backend != "reference" else self._reference_dtypes():
-                yield backend, dtype
+                if getattr(torch, dtype) in known[backend].SUPPORT.rows:
+                    yield backend, dtype
 
     def _reference_dtypes(self) -> tuple[str, ...]:
         if self.device == "cpu":

@@ -17,7 +17,7 @@ from fffconvert.benchmarks.settings import LayerBench
 from fffconvert.benchmarks.summary import rows
 from fffconvert.benchmarks.timing import Contestant
 from fffconvert.benchmarks.workload import Workload
-from fffconvert.runtime.backends import backends
+from fffconvert.runtime.backends import choose
 from fffconvert.tree import FFFLayer
 
 CHECKED_TOKENS = 2048
@@ -35,7 +35,6 @@ def train_rows(workload: Workload, settings: LayerBench, problems: list[str]) ->
     Raises:
         WrongOutputError: Outputs or gradients differ from those of the masked dense form.
     """
-    native = any(backend.name == "cpu" and backend.available for backend in backends())
     layer = copy.deepcopy(workload.layer).train()
     masked = dense.MaskedDense(layer.fff_in_weight, layer.fff_in_bias, layer.fff_out_weight, layer.fff_bias)
     wide = dense.DenseFFN(layer.spec.d_in, workload.tree_size)
@@ -49,11 +48,10 @@ def train_rows(workload: Workload, settings: LayerBench, problems: list[str]) ->
         gradient = torch.randn(
             tokens, layer.spec.d_out, generator=torch.Generator().manual_seed(1), dtype=torch.float32
         )
+        own = choose("backward", inputs[0], layer.weights).NAME
         error, left_out = gradient_error(layer, masked, batches[0].detach(), gradient)
-        torch._dynamo.reset()
-        entries = [
-            Entry("cpu" if native else "reference", "float32", None, _step(layer, layer, inputs, gradient))
-        ]
+        torch.compiler.reset()
+        entries = [Entry(own, "float32", None, _step(layer, layer, inputs, gradient))]
         for name, module in modules.items():
             entries.append(Entry(name, "float32", "eager", _step(module, module, inputs, gradient)))
             call = try_compiled(module, inputs[0], name, problems) if settings.compile else None

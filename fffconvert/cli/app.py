@@ -39,12 +39,13 @@ def info(out: Output) -> None:
     from importlib.metadata import version
 
     from fffconvert import __version__
-    from fffconvert.runtime.backends import backends, cpu
+    from fffconvert.processor import cpu
+    from fffconvert.runtime.backends import BACKENDS
 
     versions = {"fffconvert": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
     processor = dataclasses.asdict(cpu())
-    listed = [dataclasses.asdict(backend) for backend in backends()]
+    listed = [{"name": found.NAME, **dataclasses.asdict(found.status())} for found in BACKENDS]
     out.document({"versions": versions, "cpu": processor, "backends": listed})
     out.show(
         tables.pairs(versions),

@@ -29,6 +29,8 @@ def export_aot(model: nn.Module, path: str | Path, *, example_inputs: Inputs | N
     Raises:
         FFFError: There is no compiler, or the model cannot be exported.
     """
+    from fffconvert.private_names import aoti_compile_and_package  # torch's compiler takes long to import
+
     with exporting(model, example_inputs) as inputs, computing(model, "auto"):
         try:
             program = torch.export.export(
@@ -37,7 +39,7 @@ def export_aot(model: nn.Module, path: str | Path, *, example_inputs: Inputs | N
                 dynamic_shapes={"inputs": tuple({axis: _AUTO for axis in axes(name)} for name in inputs)},
                 strict=False,
             )
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+            aoti_compile_and_package(program, package_path=str(path))
         except Exception as error:  # whatever the exporter and the compiler raise
             raise FFFError(
                 f"{type(model).__name__} cannot be compiled ahead of time: {first_line(error)}; "

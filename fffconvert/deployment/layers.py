@@ -16,9 +16,10 @@ from fffconvert.errors import FFFError
 from fffconvert.fit.diagnostics import skipped_share
 from fffconvert.location import locate
 from fffconvert.location.inputs import example_inputs
-from fffconvert.runtime import Inference, cmm
-from fffconvert.runtime.backends import backends
-from fffconvert.runtime.rows import ROW_DTYPES
+from fffconvert.runtime import Inference, Weights, cmm
+from fffconvert.runtime.backend import Backend
+from fffconvert.runtime.backends import BACKENDS, named, on_device
+from fffconvert.runtime.rows import ROW_DTYPES, store_rows
 from fffconvert.tree import FFFLayer
 
 FASTER = 0.05
@@ -35,7 +36,7 @@ class LayerDeployment:
 
     Attributes:
         name: Name of the layer's module.
-        backend: "cpu", "cupy", "reference", or "dense" for the original block.
+        backend: The backend's name, or "dense" for the original block.
         dtype: Type of the stored rows.
         reason: Why this was chosen, or what stands against it.
         microseconds: Median time of one call for each of `TOKENS`, in microseconds.
@@ -73,7 +74,8 @@ def deploy_layers(
     layers = surgery.layers_of(model)
     if not layers:
         raise FFFError("the model holds no FFF layer; convert it first (fffconvert convert)")
-    _check(backend, dtype, next(iter(layers.values())).layer)
+    for placed in layers.values():
+        _check(backend, dtype, placed.layer)
     chosen = []
     for block, (name, layer, *_) in layers.items():
         if originals is None:
@@ -99,17 +101,25 @@ def original_blocks(base: str, revision: str | None, trust_remote_code: bool) ->
 
 
 def _check(backend: str, dtype: str, layer: FFFLayer) -> None:
-    known = {found.name: found for found in backends()}
-    if backend != "auto" and backend not in known:
-        raise FFFError(f"unknown backend {backend!r}; expected auto, {', '.join(known)}")
-    if backend != "auto" and not known[backend].available:
-        raise FFFError(f"backend {backend!r} cannot run here: {known[backend].reason}")
+    found = named(backend)
+    if backend != "auto" and found is None:
+        raise FFFError(f"unknown backend {backend!r}; expected auto, {', '.join(b.NAME for b in BACKENDS)}")
     if dtype != "auto" and dtype not in ROW_DTYPES:
         raise FFFError(f"unknown row type {dtype!r}; expected auto, {', '.join(ROW_DTYPES)}")
-    device = layer.fff_bias.device.type
-    fitting = {"cpu": "cpu", "cupy": "cuda"}.get(backend, device)
-    if device != fitting:
-        raise FFFError(f"backend {backend!r} computes on {fitting}, the model is on {device}; move it first")
+    if found is None:
+        return
+    if not (status := found.status()).available:
+        raise FFFError(f"backend {backend!r} cannot run here: {status.reason}")
+    if reason := _why_not(found, dtype, layer):
+        raise FFFError(f"backend {backend!r} cannot compute the layers: {reason}")
+
+
+def _why_not(backend: Backend, dtype: str, layer: FFFLayer) -> str | None:
+    """Why a backend does not compute a layer with rows of a type, "auto" for its own; None if it does."""
+    some = Weights._make(None if w is None else w[:, :1].detach() for w in layer.weights)
+    stored = some if dtype == "auto" else store_rows(some, ROW_DTYPES[dtype])[0]
+    x = layer.fff_bias.new_empty(1, layer.spec.d_in)
+    return backend.why_not("inference", x, stored, layer.fff_bias)
 
 
 def _choose(
@@ -118,10 +128,10 @@ def _choose(
     stored = str(layer.fff_in_weight.dtype).removeprefix("torch.")
     inputs = _inputs(layer)
     found = {}
+    usual = _backends("auto", layer)[0]
     for run, row_type in itertools.product(_backends(backend, layer), _row_types(dtype, stored)):
         candidate = Inference(
-            "reference" if run == "reference" else "auto",
-            None if row_type == stored else ROW_DTYPES[row_type],
+            "auto" if run == usual else run, None if row_type == stored else ROW_DTYPES[row_type]
         )
         with _inferring(layer, candidate):
             found[run, row_type] = candidate, times(layer, inputs), _outputs(layer, inputs)
@@ -156,10 +166,11 @@ def _row_types(dtype: str, stored: str) -> list[str]:
 
 
 def _backends(backend: str, layer: FFFLayer) -> list[str]:
+    """The backends to try: what would compute without a deployment first."""
     if backend != "auto":
         return [backend]
-    native = {"cpu": "cpu", "cuda": "cupy"}.get(layer.fff_bias.device.type)
-    return [*(found.name for found in backends() if found.available and found.name == native), "reference"]
+    known = reversed(on_device(layer.fff_bias.device.type).values())
+    return [found.NAME for found in known if _why_not(found, "auto", layer) is None]
 
 
 def _inputs(layer: FFFLayer) -> list[Tensor]:

@@ -23,6 +23,7 @@ from fffconvert.distillation.signals import (
     run,
     taps_of,
 )
+from fffconvert.private_names import unsplit_modules
 from fffconvert.tree import FFFLayer, TrainingRouting
 
 Teacher = Callable[[Mapping[str, Tensor], Wanted, Tensor | None], Signals]
@@ -73,7 +74,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.teacher, self.stage, self.causal = teacher, stage, causal
-        self._no_split_modules = [FFFLayer.__name__, *(student._no_split_modules or ())]
+        self._no_split_modules = [FFFLayer.__name__, *(unsplit_modules(student) or ())]
         self.taps, self.layers = taps_of(student, places), layers_of(student, places)
         self.wanted = wanted_by(stage)
         for layer in self.layers:

@@ -27,7 +27,7 @@ from fffconvert.estimation.machines import Hardware, Rates
 from fffconvert.estimation.recording import record
 from fffconvert.estimation.workload import Workload
 from fffconvert.planning import FFFSpec
-from fffconvert.runtime.backends import cpu
+from fffconvert.processor import cpu
 from fffconvert.tree import FFFLayer
 
 Curve = list[tuple[float, float]]

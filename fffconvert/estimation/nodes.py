@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, fx, nn
 
 from fffconvert.location.capturing import ADDMMS, ATTENTIONS, CONVOLUTIONS
 from fffconvert.location.operations import contraction, is_rearrangement, name_of
+from fffconvert.private_names import OpOverload
 
 
 def is_attention(node: fx.Node) -> bool:
@@ -75,4 +75,4 @@ def is_view(node: fx.Node) -> bool:
     """Whether an operation moves no memory."""
     if not is_rearrangement(node):
         return False
-    return not isinstance(node.target, torch._ops.OpOverload) or bool(node.target.is_view)
+    return not isinstance(node.target, OpOverload) or bool(node.target.is_view)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from fffconvert.errors import FFFError
@@ -20,6 +19,7 @@ from fffconvert.location import Sites
 from fffconvert.location.capturing import Capture, capture
 from fffconvert.location.inputs import Inputs, example_inputs, inputs_for
 from fffconvert.location.match import find_blocks
+from fffconvert.private_names import TorchDispatchMode
 
 TEXT = Sizes(batch=3, length=13, decoder_length=11)
 CONTENT = {"input_ids", "decoder_input_ids", "pixel_values", "input_features", "input_values"}

@@ -29,7 +29,7 @@ from fffconvert.hub.card import update_card
 from fffconvert.hub.output import RECIPE
 from fffconvert.options import EvaluateOptions, verb
 from fffconvert.options.common import expand
-from fffconvert.runtime.backends import cpu
+from fffconvert.processor import cpu
 from fffconvert.store import digest, write_json
 
 RESULTS = "eval.json"

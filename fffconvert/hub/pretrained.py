@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 
 from fffconvert.errors import FFFError, first_line
 from fffconvert.hub.source import FORMS, WEIGHTS, Source, resolve
+from fffconvert.private_names import build_from_config
 
 _UNREADABLE = (
     AttributeError,
@@ -146,9 +147,8 @@ def load_random(
     with _one_line(name):
         config = read_config(source, trust_remote_code)
         cls, options = _model_class(config, source, trust_remote_code)
-        build = cls.from_config if hasattr(cls, "from_config") else cls._from_config
         with torch.device(device):
-            model = build(config, dtype=torch.float32, **options)
+            model = build_from_config(cls, config, dtype=torch.float32, **options)
     return Loaded(model.eval(), None, source)
 
 

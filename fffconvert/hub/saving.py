@@ -20,6 +20,7 @@ from fffconvert.errors import FFFError
 from fffconvert.hub import hooks
 from fffconvert.hub.quantizer import FFFConfig
 from fffconvert.hub.saved_plan import SavedLayer
+from fffconvert.private_names import holds_adapter
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
@@ -93,7 +94,7 @@ def save_with_layers(
     without fffconvert finds a weight of the wrong shape and stops, where it would else go on with random
     blocks.
     """
-    if getattr(model, "_hf_peft_config_loaded", False):  # writes the adapter alone
+    if holds_adapter(model):  # writes the adapter alone
         return save(*args, **kwargs)
     mark_converted(model)
     note = getattr(model.config, "quantization_config", None)

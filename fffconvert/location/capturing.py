@@ -19,9 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fffconvert.forward import evaluation, tensors_in
+from fffconvert.private_names import (
+    OpOverload,
+    TorchDispatchMode,
+    _disable_current_modes,
+    address_of,
+    schema_of,
+)
 
 LINEARS = {F.linear, torch.ops.aten.linear.default}
 MATMULS = {
@@ -255,7 +261,7 @@ def _plain(node_args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def _storage(tensor: Tensor) -> int | None:
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return int(address_of(tensor.untyped_storage()))
     except (NotImplementedError, RuntimeError):  # sparse tensors have no storage
         return None
 
@@ -269,12 +275,13 @@ def _storage_key(tensor: Tensor) -> tuple[Any, ...] | None:
 
 def _written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Tensors among the arguments that `function` writes to."""
-    if not isinstance(function, torch._ops.OpOverload):
+    if not isinstance(function, OpOverload):
         return [args[0]] if kwargs.get("inplace") and isinstance(args[0], Tensor) else []
-    if not function._schema.is_mutable:
+    schema = schema_of(function)
+    if not schema.is_mutable:
         return []
     written = []
-    for index, argument in enumerate(function._schema.arguments):
+    for index, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             written += tensors_in(value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fffconvert.location.capturing import ADDMMS, ATTENTIONS, CHUNKS, CONVOLUTIONS, DROPOUTS, LINEARS, MATMULS
+from fffconvert.private_names import OpOverload, schema_of
 
 aten = torch.ops.aten
 
@@ -94,15 +95,15 @@ def value(node: fx.Node) -> Tensor:
 def name_of(node: fx.Node) -> str:
     """The operation's name without namespace and overload."""
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[-1]
+    if isinstance(target, OpOverload):
+        return str(schema_of(target).name).split("::")[-1]
     return getattr(target, "__name__", str(target))
 
 
 def is_pointwise(node: fx.Node) -> bool:
     """Whether each element of the result depends on the same element of the arguments only."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return False
     return torch.Tag.pointwise in target.tags or name_of(node) in POINTWISE
 
@@ -129,7 +130,7 @@ def is_rearrangement(node: fx.Node) -> bool:
         or name_of(node) in {"_unsafe_view", "getitem", "_reshape_copy"}
     ):
         return True
-    return isinstance(node.target, torch._ops.OpOverload) and (
+    return isinstance(node.target, OpOverload) and (
         node.target.is_view or name_of(node) in {"split", "split_with_sizes", "unsafe_split", "unsafe_chunk"}
     )
 

@@ -15,20 +15,7 @@ from fffconvert.runtime.weights import Scales, Weights, skip_small
 
 
 def walk(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str) -> Tensor:
-    """Compute what `cmm_inference` computes, from the same arguments.
-
-    Args:
-        x: [tokens, d_in]
-        bias: [d_out]
-        weights: The trees.
-        scales: What int8 rows are multiplied by.
-        activation: A key of `ACTIVATIONS`.
-
-    Returns:
-        [tokens, d_out] in the dtype of `x`.
-
-    Reference: arXiv 2311.10770, section 3.
-    """
+    """What `ops.cmm_inference` gives, from the same arguments."""
     act, branches = ACTIVATIONS[activation].fn, weights.branches
     trees, nodes, _ = weights.in_weight.shape
     dtype, x = x.dtype, x.float()

@@ -27,7 +27,7 @@ from fffconvert.benchmarks.card import PUBLISHED, Card, describe, fused
 from fffconvert.benchmarks.dense import DenseFFN
 from fffconvert.benchmarks.timing import Timing, measure
 from fffconvert.runtime import Scales, Weights, cuda, reference
-from fffconvert.runtime.cupy_status import status
+from fffconvert.runtime.backend import Passed
 from fffconvert.runtime.rows import store_rows
 
 D_MODEL = 768
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("gpu_check.json"), help="where the JSON goes")
     parser.add_argument("--quick", action="store_true", help="verify all, time few sizes")
     options = parser.parse_args(arguments)
-    found = status()
+    found = cuda.status()
     if not found.available:
         progress(f"error: the cupy backend cannot run here: {found.reason}")
         return 2
@@ -137,11 +137,10 @@ def verify(x: Tensor, bias: Tensor, weights: Weights, scales: Scales) -> dict[st
     if weights.in_weight.is_floating_point():
         own = cuda.forward(x, weights, "gelu")
         right &= torch.equal(own[2], leaf)
-        given = (torch.ones_like(own[0]), torch.zeros_like(logits))
-        grads, expected = (
-            f(*given, x, weights, logits, leaf, "gelu") for f in (cuda.backward, reference.backward)
-        )
-        again = cuda.backward(*given, x, weights, logits, leaf, "gelu")
+        passed = Passed(x, weights, logits, leaf, "gelu")
+        given = (torch.ones_like(own[0]), torch.zeros_like(logits), passed)
+        grads, expected = cuda.backward(*given), reference.backward(*given)
+        again = cuda.backward(*given)
         right &= all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
         worst = max(_error(a, b) for a, b in zip(grads, expected, strict=True))
         limit = 1e-4 if x.dtype == torch.float32 else 2e-2
@@ -203,7 +202,7 @@ def dense_calls(name: str, block: DenseFFN, x: Tensor, compiled: bool) -> dict[s
         f"{name}_graph": graphed(in_one, x),
     }
     if compiled:
-        torch._dynamo.reset()
+        torch.compiler.reset()
         calls[f"{name}_compiled"] = torch.compile(block, dynamic=False)
     return calls
 

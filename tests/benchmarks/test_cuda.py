@@ -14,7 +14,6 @@ from runtime.cuda.emulation import installed, needs_compiler
 from typer.testing import CliRunner
 
 from fffconvert.benchmarks import LayerBench, card, cuda, layer, timing
-from fffconvert.benchmarks import settings as bench_settings
 from fffconvert.benchmarks.card import Card, fused
 from fffconvert.benchmarks.check import WrongOutputError
 from fffconvert.benchmarks.cuda import cuda_rows
@@ -26,10 +25,10 @@ from fffconvert.cli import app
 from fffconvert.errors import FFFError
 from fffconvert.runtime import Inference, Scales, Weights, reference
 from fffconvert.runtime import cuda as kernels
-from fffconvert.runtime.backend import Backend
+from fffconvert.runtime.backend import Status
 from fffconvert.runtime.rows import store_rows
 
-NO_DRIVER = Backend("cupy", False, "no NVIDIA driver found; install one, or use another backend")
+NO_DRIVER = Status(False, "no NVIDIA driver found; install one, or use another backend")
 QUICK: dict[str, Any] = {
     "shape": (16, 48),
     "forests": ((2, 3),),
@@ -43,16 +42,14 @@ QUICK: dict[str, Any] = {
 FLOATS = ("float32", "float16", "bfloat16")
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, found: Backend) -> None:
-    real = bench_settings.backends
-    others = [backend for backend in real() if backend.name != "cupy"]
-    monkeypatch.setattr(bench_settings, "backends", lambda: [*others, found])
+def pretend(monkeypatch: pytest.MonkeyPatch, found: Status) -> None:
+    monkeypatch.setattr(kernels, "status", lambda: found)
 
 
 @pytest.fixture
 def pretended(monkeypatch):
     """Settings believe in a card; what is measured runs on the CPU."""
-    pretend(monkeypatch, Backend("cupy", True, "CuPy on a card"))
+    pretend(monkeypatch, Status(True, "CuPy on a card"))
 
 
 def run(*arguments: str) -> Any:

@@ -11,11 +11,11 @@ from runtime.cuda.emulation import installed, needs_compiler
 from fffconvert.benchmarks import card as card_module
 from fffconvert.benchmarks import gpu_check
 from fffconvert.runtime import cuda
-from fffconvert.runtime.backend import Backend
+from fffconvert.runtime.backend import Status
 
 
 def test_no_card_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu_check, "status", lambda: Backend("cupy", False, "no NVIDIA driver found"))
+    monkeypatch.setattr(cuda, "status", lambda: Status(False, "no NVIDIA driver found"))
     assert gpu_check.main(["--output", str(tmp_path / "out.json")]) == 2
     assert capsys.readouterr().err == "error: the cupy backend cannot run here: no NVIDIA driver found\n"
     assert not list(tmp_path.iterdir())
@@ -24,7 +24,7 @@ def test_no_card_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):
 @pytest.fixture
 def card(monkeypatch):
     """Lets the script believe that the emulation is a card."""
-    monkeypatch.setattr(gpu_check, "status", lambda: Backend("cupy", True, "emulated"))
+    monkeypatch.setattr(cuda, "status", lambda: Status(True, "emulated"))
     monkeypatch.setattr(gpu_check, "describe", lambda: {"card": "emulated"})
     monkeypatch.setattr(gpu_check, "graphed", lambda call, x: call)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)

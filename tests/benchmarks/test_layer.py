@@ -14,8 +14,9 @@ from fffconvert.benchmarks.check import WrongOutputError
 from fffconvert.benchmarks.depths import draw, sweep
 from fffconvert.benchmarks.workload import DISTINCT_TOKENS, random_workload
 from fffconvert.errors import FFFError
-from fffconvert.planning import FFFSpec
 from fffconvert.runtime.backends import Cpu
+from fffconvert.planning import FFFSpec
+from fffconvert.processor import Cpu
 
 QUICK: dict[str, Any] = {
     "shape": (16, 48),

@@ -133,6 +133,15 @@ def test_what_cannot_be_had_is_refused_and_nothing_changes(arguments, message):
     assert model.a.inference is before
 
 
+@native
+def test_insisting_on_what_does_not_compute_the_layers_is_refused_with_the_reason():
+    with pytest.raises(
+        FFFError, match=r"'cpu' cannot compute the layers: its inputs are .*, not torch.float"
+    ):
+        fff.deploy(Two().double(), "cpu")
+    assert {d.backend for d in module.deploy_layers(Two().double())} == {"reference"}
+
+
 def test_a_deployment_that_gradients_put_out_of_effect_is_said_once():
     said = importlib.import_module("fffconvert.tree.layer")._say_that_a_deployment_has_no_effect
     said.cache_clear()

@@ -46,8 +46,8 @@ class TorchModel:
             self.model.config.use_cache = False
         self._call: Callable[..., Tensor] = MainOutput(self.model, names).eval()
         if kind == "compile":
-            torch._inductor.config.freezing = True  # weights do not change: torch's advice for CPUs
-            self._call = torch.compile(self._call, dynamic=False)
+            # Weights do not change: freezing them is torch's advice for CPUs.
+            self._call = torch.compile(self._call, dynamic=False, options={"freezing": True})
 
     def call(self, arrays: Arrays) -> np.ndarray:
         """One forward pass."""
