@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from runtime.cuda.emulation import COMPILER, installed
 from zoo.reference import SPARSE, VARIANTS, integers, loop, tree_tensors
 
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime import VECTORS, Inference, Scales, Weights, cpu, cuda, reference
 from fffconvert.runtime.backend import Passed, Status
 from fffconvert.runtime.backends import BACKENDS, choose, named, on_device
