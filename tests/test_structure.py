@@ -62,8 +62,13 @@ def part(path: Path) -> str:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Parts of the package that a file imports, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Parts of the package that a file imports, wherever in the file, but for type checkers."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    unused = {inner for block in blocks for inner in ast.walk(block)}
+    for node in ast.walk(tree):
+        if node in unused:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

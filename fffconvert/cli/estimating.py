@@ -129,13 +129,13 @@ def _compare(out: Output, estimate: Estimate, sizes: str) -> None:
 
 
 def _list(out: Output) -> None:
-    from fffconvert.estimation.machines import machines
+    from fffconvert.estimation.machines import known_machines
     from fffconvert.estimation.models import presets
 
     models = [
         {"name": known.name, "parameters": known.parameters, "source": known.source}
         for known in presets().values()
     ]
-    known = [{"name": m.name, "title": m.title, "source": m.source} for m in machines().values()]
+    known = [{"name": m.name, "title": m.title, "source": m.source} for m in known_machines().values()]
     out.document({"models": models, "hardware": known})
     out.show(tables.sources("models", models), tables.sources("hardware", known))

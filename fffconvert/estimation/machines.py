@@ -122,7 +122,7 @@ class Hardware:
 
 
 @cache
-def machines() -> dict[str, Hardware]:
+def known_machines() -> dict[str, Hardware]:
     """The machines that are known by name."""
     text = files("fffconvert.estimation").joinpath("hardware.yaml").read_text(encoding="utf-8")
     return {
@@ -136,11 +136,11 @@ def hardware(name: str) -> Hardware:
     Raises:
         FFFError: There is no such machine or file.
     """
-    if name.lower() in machines():
-        return machines()[name.lower()]
+    if name.lower() in known_machines():
+        return known_machines()[name.lower()]
     path = Path(name)
     if path.suffix != ".json":
-        raise FFFError(f"unknown hardware {name!r}; expected this, a .json file, or {', '.join(machines())}")
+        raise FFFError(f"unknown hardware {name!r}; expected this, a .json file, or {', '.join(known_machines())}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -22,7 +22,7 @@ from fffconvert.runtime.int8_linear import int8_trunk
 from fffconvert.runtime.ops import cmm_inference
 from fffconvert.runtime.rows import store_rows
 from fffconvert.runtime.rules import check_layer
-from fffconvert.runtime.walk import walk
+from fffconvert.runtime.walking import walk
 from fffconvert.runtime.weights import Scales, Weights
 
 

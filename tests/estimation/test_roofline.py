@@ -23,7 +23,7 @@ from fffconvert.estimation import Estimate, comparison, measure, roofline
 from fffconvert.estimation.anatomy import Anatomy, Operation, Part, Rows
 from fffconvert.estimation.conversion import ablated, converted, distinct_nodes
 from fffconvert.estimation.faults import fresh_shares
-from fffconvert.estimation.machines import Hardware, Rates, at, hardware, machines
+from fffconvert.estimation.machines import Hardware, Rates, at, hardware, known_machines
 from fffconvert.estimation.workload import Phase, Stream, Workload
 
 MACHINE = Hardware(
@@ -78,9 +78,9 @@ def test_bytes_of_weights_are_read_once_however_many_tokens(bert: Estimate):
     assert one - activations == pytest.approx(12 * 4 * 2 * 768 * 3072)
 
 
-@pytest.mark.parametrize("name", machines())
+@pytest.mark.parametrize("name", known_machines())
 def test_machines_bound_the_converted_model_by_the_deleted_one(name: str, bert: Estimate):
-    machine = machines()[name]
+    machine = known_machines()[name]
     assert machine.source
     for work in (Workload(1, 1), Workload(1, 128), Workload(32, 512)):
         dense, trees, without = (

@@ -31,7 +31,7 @@ def features_method(context: Context, modality: str) -> Any:
     return next((getattr(m, name) for m in context.model.modules() if hasattr(m, name)), None)
 
 
-def placeholders(context: Context) -> Iterator[list[tuple[int, int]]]:
+def placeholder_runs(context: Context) -> Iterator[list[tuple[int, int]]]:
     """For every modality merged into the text: the special tokens of one example, each with its count.
 
     The model itself is asked how many placeholders it needs: as many as the features it makes. One that has

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fffconvert.location.inputs.context import Context, makes, nested_configs
-from fffconvert.location.inputs.placeholders import MODALITIES, placeholder_id, placeholders
+from fffconvert.location.inputs.placeholders import MODALITIES, placeholder_id, placeholder_runs
 from fffconvert.location.inputs.vision import patches
 
 
@@ -22,7 +22,7 @@ def input_ids(context: Context) -> Tensor:
         )
     runs = [
         torch.cat([context.constant(token, context.batch, count) for token, count in run], dim=1)
-        for run in placeholders(context)
+        for run in placeholder_runs(context)
     ]
     if "image_embeds_position_mask" in context.parameters:
         runs.append(random_tokens(context, context.number("latent_query_num", default=1)))

@@ -9,7 +9,7 @@ from fffconvert.planning import FFFSpec
 from fffconvert.runtime import Inference, reference
 from fffconvert.runtime.reference import Scales
 from fffconvert.runtime.rows import store_rows
-from fffconvert.runtime.walk import walk
+from fffconvert.runtime.walking import walk
 from fffconvert.tree import FFFLayer
 
 
