@@ -77,13 +77,15 @@ def test_the_paper_s_layer_has_one_output_row_per_node():
 
 
 def test_results_say_what_was_kept_on_held_out_text():
-    from fffconvert.recipe import Recipe
-
     from fffconvert.conversion import fit_blocks, prepare
+    from fffconvert.options import ConvertOptions
 
     case = BY_NAME["bert"]
     model = case.build()
-    prepared = prepare(model, Recipe(depth=2, trees=2, trunk=4), batches(case), None, case.inputs())
+    prepared = prepare(
+        model,
+        ConvertOptions(depth=2, trees=2, trunk=4, calibration=batches(case), example_inputs=case.inputs()),
+    )
     results = fit_blocks(model, prepared)
     assert [r.name for r in results] == [f"bert.encoder.layer.{i}.intermediate.dense" for i in (0, 1)]
     assert all(0 < result.r2_heldout < 1 for result in results)
@@ -230,7 +232,7 @@ def test_a_conversion_that_fails_leaves_the_model_as_it_was(case: Case, monkeypa
         ("bert", {"depth": -1}, "depth is -1"),
         ("bert", {"depth": 40}, "depth is 40"),
         ("bert", {"layer": "leafy"}, "leafy"),
-        ("bert", {"tokens": 3}, "tokens is 3"),
+        ("bert", {"tokens": 3}, "`tokens` is 3"),
         ("bert", {"include": ("nowhere",)}, "matches nothing"),
         ("bert", {"calibration": None}, "no tokenizer"),
         ("bert", {"calibration": []}, "calibration"),

@@ -21,18 +21,18 @@ from fffconvert.benchmarks.summary import summarise
 from fffconvert.benchmarks.timing import FRESH_BYTES, Contestant, kept_memory, page_fault_us, threads_restored
 from fffconvert.benchmarks.train import train_rows
 from fffconvert.benchmarks.workload import Workload, workloads
-from fffconvert.options import BenchLayerOptions, values_of, verb
+from fffconvert.options import BenchLayerOptions, values_of
+from fffconvert.options.fields import verb_of_options
 
 WARM_REPEATS = 3
 """Least calls of each contestant once more, with freed memory kept."""
 
 
-@verb(BenchLayerOptions)
-def bench_layer(model: str | None, options: BenchLayerOptions) -> dict[str, Any]:
+@verb_of_options(BenchLayerOptions)
+def bench_layer(options: BenchLayerOptions) -> dict[str, Any]:
     """Measure FFF layers against dense blocks.
 
     Args:
-        model: A model whose real activations are measured beside random ones; None for random ones alone.
 
     Returns:
         `rows`, `summary`, `depths` (what the plot shows, empty without one), `machine`, `problems` (what
@@ -43,7 +43,7 @@ def bench_layer(model: str | None, options: BenchLayerOptions) -> dict[str, Any]
         FFFError: A setting does not fit the machine or the model.
         WrongOutputError: A backend's outputs are not those of the layer.
     """
-    settings = LayerBench(model=model, **values_of(options))
+    settings = LayerBench(**values_of(options))
     load, jitters = machine.load(), [machine.jitter()]
     rows: list[dict[str, Any]] = []
     problems: list[str] = []

@@ -19,15 +19,9 @@ DTYPES = {
 """Row types that can be measured on each device."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LayerBench(BenchLayerOptions):
-    """The settings of one run: the options, with all that can run here where they name nothing.
-
-    Attributes:
-        model: A model whose real activations are measured beside random ones.
-    """
-
-    model: str | None = None
+    """The settings of one run: the options, with all that can run here where they name nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,10 +30,6 @@ class LayerBench(BenchLayerOptions):
         if any(dtype not in known for dtype in self.dtypes):
             raise FFFError(f"`dtypes` is {','.join(self.dtypes)!r}; expected some of {','.join(known)}")
         object.__setattr__(self, "dtypes", self.dtypes or known)
-        if self.train and self.model is not None:
-            raise FFFError("`train` measures random inputs; leave out the model")
-        if self.blocks and self.model is None:
-            raise FFFError("`blocks` names blocks of a model; give the model too")
         if self.plot is not None:
             figure_class()  # says so now if there is none
         object.__setattr__(self, "backends", self._runnable())

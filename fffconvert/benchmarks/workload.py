@@ -89,7 +89,7 @@ class Workload:
             )
         count = min(count, len(self.pool) // tokens)
         if not count:
-            raise FFFError(f"{len(self.pool)} real activations were found; --tokens asks for {tokens}")
+            raise FFFError(f"{len(self.pool)} real activations were found; `sizes` asks for {tokens}")
         return list(self.pool[: count * tokens].view(count, tokens, -1))
 
 
@@ -179,7 +179,7 @@ class _RealModel:
         if self.settings.blocks:
             chosen = [n for n in names if any(pattern in n for pattern in self.settings.blocks)]
         if not chosen:
-            raise FFFError(f"--block matches no layer; layers are named like {names[0]!r}")
+            raise FFFError(f"`blocks` matches no layer; layers are named like {names[0]!r}")
         for name in tqdm(chosen, desc="real activations", unit="layer", disable=None):
             layer = self.layers[name].float()
             pool = _inputs_of(self.model, layer, self.batches)[: self.tokens]

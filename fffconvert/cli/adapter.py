@@ -135,7 +135,8 @@ def _parameter(field: dataclasses.Field[Any], flag: str, options: Any) -> inspec
     elif kind in LISTS:
         parser, called = LISTS[kind]
         annotation, about["parser"], about["metavar"] = Any, parser, about.get("metavar", called)
-        about["show_default"] = _written(default) if isinstance(default, tuple) and default else False
+        about["show_default"] = _written(default) if default and not required else False
+        default = None  # typer would parse it
     elif kind in PLAIN:
         annotation = PLAIN[kind] if required else PLAIN[kind] | None if default is None else PLAIN[kind]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
@@ -48,7 +49,7 @@ def bench_layer(
     """Measure the speed of FFF layers against dense blocks, outputs checked."""
     from fffconvert.benchmarks import bench_layer as measure
 
-    found = measure(model, **values_of(options))
+    found = measure(**values_of(dataclasses.replace(options, model=model)))
     out.document(found)
     out.show(*bench_tables.everything(found))
     if options.plot is not None:

@@ -43,7 +43,7 @@ def export_aot(model: nn.Module, path: str | Path, *, example_inputs: Inputs | N
         except Exception as error:  # whatever the exporter and the compiler raise
             raise FFFError(
                 f"{type(model).__name__} cannot be compiled ahead of time: {first_line(error)}; "
-                "try --format onnx"
+                "try `format=onnx`"
             ) from error
 
 

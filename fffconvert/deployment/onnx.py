@@ -33,7 +33,7 @@ def check_packages(*, int8: bool = False) -> None:
     for package, needed_by in (
         ("onnx", "the export"),
         ("onnxscript", "the export"),
-        *([("onnxruntime", "--quantize-linear int8")] if int8 else ()),
+        *([("onnxruntime", "`quantize_linear=int8`")] if int8 else ()),
     ):
         if find_spec(package) is None:
             raise FFFError(f"{needed_by} needs {package}: pip install 'fffconvert[deploy]'")
@@ -76,7 +76,7 @@ def export_onnx(
             )
         except Exception as error:  # whatever the exporter raises for a model that it cannot follow
             raise FFFError(
-                f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}; try --format aot"
+                f"{type(model).__name__} cannot be exported to ONNX: {first_line(error)}; try `format=aot`"
             ) from error
     assert program is not None, "asked for with dynamo"
     program.save(path, external_data=_bytes(model) > LARGE)
@@ -145,7 +145,7 @@ def quantize_onnx(path: Path, output: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise FFFError(f"ONNX Runtime cannot quantize {path.name}: {reason}; try --quantize-linear none")
+        raise FFFError(f"ONNX Runtime cannot quantize {path.name}: {reason}; try `quantize_linear=none`")
 
 
 _QUANTIZE = """

@@ -74,7 +74,7 @@ def check_stage(stage: Stage, student: PreTrainedModel, teacher: Any, tokenizer:
     if stage.kind is Kind.BLOCKS and not any(isinstance(m, FFFLayer) for m in student.modules()):
         raise FFFError("a stage of kind blocks trains FFF layers, and the model has none; convert it first")
     if needs_teacher(stage) and teacher is None:
-        raise FFFError("the objectives compare with a teacher, and there is none; give --teacher")
+        raise FFFError("the objectives compare with a teacher, and there is none; give `teacher`")
     if goals.mlm:
         _need_head(
             student, "student", "masked-language-model", has_token_head(student) and not is_causal(student)

@@ -83,7 +83,7 @@ def compare(estimate: Estimate, sizes: Sequence[tuple[int, int]]) -> list[Compar
         FFFError: There is no machine, or the phase is not prefill.
     """
     if estimate.machine is None or estimate.work.phase is not Phase.PREFILL or estimate.dtype != "float32":
-        raise FFFError("only prefill in float32 can be compared, with --hardware this")
+        raise FFFError("only prefill in float32 can be compared, with `hardware=this`")
     model = built_with_weights(estimate.model)
     names = {block.name: spec for block, spec in zip(estimate.anatomy.blocks, estimate.specs, strict=True)}
     rows = list(_run(estimate, "original", model, sizes))

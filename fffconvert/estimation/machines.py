@@ -140,7 +140,9 @@ def hardware(name: str) -> Hardware:
         return known_machines()[name.lower()]
     path = Path(name)
     if path.suffix != ".json":
-        raise FFFError(f"unknown hardware {name!r}; expected this, a .json file, or {', '.join(known_machines())}")
+        raise FFFError(
+            f"unknown hardware {name!r}; expected this, a .json file, or {', '.join(known_machines())}"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

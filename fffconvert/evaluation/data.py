@@ -92,7 +92,7 @@ def find_file(data_dir: Path, files: Sequence[str]) -> Path:
                 if name and (path := data_dir / f"{name}{ending}").is_file():
                     return path
     raise NotThere(
-        f"data folder {data_dir} has no {files[0]}.jsonl; leave --data-dir out to take the data from the "
+        f"data folder {data_dir} has no {files[0]}.jsonl; leave `data_dir` out to take the data from the "
         "hub, or leave the task out"
     )
 
@@ -147,7 +147,7 @@ def _allowed(label: Any, labels: Sequence[Any]) -> bool:
 
 def _from_hub(table: Table) -> tuple[list[Row], str]:
     if table.hub is None:
-        raise NotThere(f"{table.files[0]} is not on the hub; give a folder that has it with --data-dir")
+        raise NotThere(f"{table.files[0]} is not on the hub; give a folder that has it with `data_dir`")
     # Only this source needs the library, whose import takes a second.
     from datasets import load_dataset
 
@@ -157,7 +157,7 @@ def _from_hub(table: Table) -> tuple[list[Row], str]:
     except Exception as error:  # the library and what it calls raise dozens of kinds
         reason = " ".join(str(error).split())
         raise FFFError(
-            f"dataset {name} cannot be loaded from the hub ({reason}); give a local folder with --data-dir"
+            f"dataset {name} cannot be loaded from the hub ({reason}); give a local folder with `data_dir`"
         ) from error
     for ours, theirs in table.renamed.items():
         for row in rows:

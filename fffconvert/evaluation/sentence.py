@@ -79,7 +79,7 @@ def probe(model: nn.Module, tokenizer: Any, train: Sequence[Row], test: Sequence
     vectors = embed(model, tokenizer, [row["text"] for row in (*train, *test)]).double().numpy()
     labels = np.array([row["label"] for row in train])
     if len(set(labels.tolist())) < 2:
-        raise FFFError(f"all {len(train)} training rows have one label; expected at least two: raise --limit")
+        raise FFFError(f"all {len(train)} training rows have one label; expected at least two: raise `limit`")
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     classifier.fit(vectors[: len(train)], labels)
     found = classifier.predict(vectors[len(train) :])

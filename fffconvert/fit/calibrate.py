@@ -295,7 +295,7 @@ def captured_inputs(model: nn.Module, site: FFNSite, batch: Batch) -> Iterator[l
 
 def _unreached(site: FFNSite) -> FFFError:
     return FFFError(
-        f"block {site.name} was never reached by the calibration inputs; leave it out with --exclude"
+        f"block {site.name} was never reached by the calibration inputs; leave it out with `exclude`"
     )
 
 

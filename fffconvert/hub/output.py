@@ -130,7 +130,7 @@ def writing(output: str | Path, needed: int, *, overwrite: bool) -> Iterator[Pat
         if free < needed:
             raise FFFError(
                 f"{output.parent} has {free >> 20} MiB free, the model takes {needed >> 20} MiB; "
-                "free some space or choose another -o"
+                "free some space or choose another `output`"
             )
         try:
             yield partial
@@ -153,9 +153,11 @@ def check_output(output: str | Path, *, overwrite: bool) -> Path:
         if not output.exists():
             return output
         if not overwrite:
-            raise FFFError(f"output folder {output} exists; choose another -o, or add --overwrite")
+            raise FFFError(f"output folder {output} exists; choose another `output`, or add `overwrite=True`")
         if not (output / RECIPE).is_file():
-            raise FFFError(f"{output} holds no {RECIPE}, so --overwrite leaves it alone; choose another -o")
+            raise FFFError(
+                f"{output} holds no {RECIPE}, so `overwrite` leaves it alone; choose another `output`"
+            )
     return output
 
 
@@ -214,4 +216,6 @@ def _one_line(output: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise FFFError(f"cannot write {output}: {reason}; free some space or choose another -o") from error
+        raise FFFError(
+            f"cannot write {output}: {reason}; free some space or choose another `output`"
+        ) from error

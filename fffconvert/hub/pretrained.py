@@ -192,7 +192,9 @@ def read_config(source: Source, trust_remote_code: bool = False) -> PreTrainedCo
             if model_type in folder:
                 return CONFIG_MAPPING[model_type].from_pretrained(source.location, **place)
     if not trust_remote_code and values.get("model_type") not in CONFIG_MAPPING and "auto_map" in values:
-        raise FFFError(f"{source.name} brings its own code; read it, and trust it with --trust-remote-code")
+        raise FFFError(
+            f"{source.name} brings its own code; read it, and trust it with `trust_remote_code=True`"
+        )
     return AutoConfig.from_pretrained(source.location, trust_remote_code=trust_remote_code, **place)
 
 

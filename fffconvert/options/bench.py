@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -77,11 +77,12 @@ class BenchOptions:
             raise FFFError(f"`output` is {self.output}: its folder does not exist; make it first")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BenchLayerOptions:
     """How FFF layers are timed against dense blocks.
 
     Attributes:
+        model: A model whose real activations are measured beside random ones.
         shape: D_MODELxD_HIDDEN of the dense block replaced; 768x3072 by default, or that of the model.
         forests: TREESxDEPTH of each layer, as in 1x11,8x8.
         sizes: Tokens in one call, as in 1,128.
@@ -100,6 +101,8 @@ class BenchLayerOptions:
         seed: Of weights and random inputs.
     """
 
+    model: str | None = option(None, python=True)
+    _: KW_ONLY
     shape: tuple[int, int] | None = None
     forests: tuple[tuple[int, int], ...] = ((1, 11),)
     sizes: tuple[int, ...] = (1, 8, 32, 128, 512, 2048, 16384)
@@ -128,6 +131,10 @@ class BenchLayerOptions:
                 f"`seconds` is {self.seconds}, `limit` {self.limit}, `repeats` {self.repeats}; "
                 "expected times above 0 and repeats from 1"
             )
+        if self.train and self.model is not None:
+            raise FFFError("`train` measures random inputs; leave out the model")
+        if self.blocks and self.model is None:
+            raise FFFError("`blocks` names blocks of a model; give the model too")
         if not self.forests:
             raise FFFError("no layer to measure; give `forests`, as in 8x8")
         if self.shape is not None and min(self.shape) < 1:

@@ -77,8 +77,8 @@ class Calibrated(Reading, Texts):
         sites: The blocks of this model, as `locate` found them.
     """
 
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = option((), flag="--include")
+    exclude: tuple[str, ...] = option((), flag="--exclude")
     min_expansion: float = 1.0
     calibration: Iterable[Any] | None = None
     tokens: int = 100_000

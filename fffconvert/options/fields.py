@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 First = TypeVar("First")
@@ -73,24 +73,45 @@ def verb(
     """
 
     def decorate(function: Callable[[First, Options], Result]) -> Callable[Concatenate[First, P], Result]:
-        given = inspect.signature(options).parameters
-        named = [given[field.name] for field in fields_of(cast(type, options))]
-        first, _, *_ = inspect.signature(function).parameters.values()
-        signature = inspect.Signature(
-            [first.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD), *named],
-            return_annotation=inspect.signature(function).return_annotation,
-        )
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Result:
-            bound = signature.bind(*args, **kwargs).arguments  # a TypeError that names the verb
-            return function(bound.pop(first.name), options(**bound))  # type: ignore[call-arg]
-
-        call.__signature__ = signature  # type: ignore[attr-defined]
-        call.__doc__ = _documented(function.__doc__ or "", options)
-        return call
+        first = next(iter(inspect.signature(function).parameters.values()))
+        made: Callable[Concatenate[First, P], Result] = _with_signature(function, options, first)
+        return made
 
     return decorate
+
+
+def verb_of_options(
+    options: Callable[P, Options],
+) -> Callable[[Callable[[Options], Result]], Callable[P, Result]]:
+    """The same for a function of options alone."""
+
+    def decorate(function: Callable[[Options], Result]) -> Callable[P, Result]:
+        made: Callable[P, Result] = _with_signature(function, options)
+        return made
+
+    return decorate
+
+
+def _with_signature(function: Callable[..., Any], options: Any, *first: inspect.Parameter) -> Any:
+    """A function that takes the first parameters and every option by its name."""
+    given = inspect.signature(options).parameters
+    named = [given[field.name] for field in fields_of(options)]
+    signature = inspect.Signature(
+        [*(p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in first), *named],
+        return_annotation=inspect.signature(function).return_annotation,
+    )
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}() {error}") from None
+        return function(*(bound.pop(parameter.name) for parameter in first), options(**bound))
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__doc__ = _documented(function.__doc__ or "", options)
+    return call
 
 
 def _documented(doc: str, options: Any) -> str:
@@ -98,7 +119,7 @@ def _documented(doc: str, options: Any) -> str:
     told = descriptions(options)
     lines = "".join(f"\n    {field.name}: {told[field.name]}" for field in fields_of(options))
     plain = inspect.cleandoc(doc)
-    match = re.search(r"^Args:\n(?:    .*(?:\n|$))+", plain, re.MULTILINE)
+    match = re.search(r"^Args:\n(?:    .*(?:\n|$))*", plain, re.MULTILINE)
     if match is None:
-        raise TypeError("a verb documents its first argument under Args:")
+        raise TypeError("a verb has a line Args: in its docstring")
     return f"{plain[: match.end()].rstrip()}{lines}\n{plain[match.end() :]}"

@@ -40,14 +40,14 @@ def select(sites: Sites, modules: Iterable[str], include: Sequence[str], exclude
                 continue
             if any(_matches(name, pattern) for name in modules):
                 raise FFFError(
-                    f"--{flag} {pattern!r} matches modules, but none that is a feedforward block; "
+                    f"`{flag}` {pattern!r} matches modules, but none that is a feedforward block; "
                     f"blocks are named like {sites[0].name!r}"
                 )
-            raise FFFError(f"--{flag} {pattern!r} matches nothing; blocks are named like {sites[0].name!r}")
+            raise FFFError(f"`{flag}` {pattern!r} matches nothing; blocks are named like {sites[0].name!r}")
     included = [s for s in sites if not include or any(_matches(s.name, pattern) for pattern in include)]
     kept = [s for s in included if not any(_matches(s.name, pattern) for pattern in exclude)]
     if not kept:
-        raise FFFError(f"--exclude leaves none of the {len(included)} blocks; exclude fewer")
+        raise FFFError(f"`exclude` leaves none of the {len(included)} blocks; exclude fewer")
     return Sites(kept, sites.skipped)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fffconvert.errors import FFFError, need
 from fffconvert.options import ReportOptions, verb
-from fffconvert.reporting.full import full_report
 from fffconvert.reporting.writing import Report, write_report
 
 __all__ = ["Report", "report"]
@@ -33,4 +32,6 @@ def report(folders: Sequence[str | Path] | str | Path, options: ReportOptions) -
         raise FFFError(f"{len(names)} models were given; `full` expects one")
     need("accelerate", "report --full", "train")
     need("sklearn", "report --full", "eval")
+    from fffconvert.reporting.full import full_report  # it needs what was just asked for
+
     return full_report(str(names[0]), options)

@@ -174,7 +174,7 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
         for name in texts:
             path = folder / name
             if path.exists() and GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
-                raise FFFError(f"{path} was not written by fffconvert; move it, or choose another -o")
+                raise FFFError(f"{path} was not written by fffconvert; move it, or choose another `output`")
         folder.mkdir(parents=True, exist_ok=True)
         partial = {name: folder / f".{name}.partial-{os.getpid()}" for name in texts}
         try:
@@ -186,4 +186,4 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
             for path in partial.values():
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise FFFError(f"cannot write {folder}: {error.strerror}; choose another -o") from None
+        raise FFFError(f"cannot write {folder}: {error.strerror}; choose another `output`") from None

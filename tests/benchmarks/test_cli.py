@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from fffconvert.benchmarks import contestants, dense
 from fffconvert.cli import app
 
-QUICK = ["--layer", "--shape", "16x48", "--depth", "3", "--backend", "reference", "--no-compile"]
-QUICK += ["--tokens", "1,5", "--seconds", "0.001", "--repeats", "3"]
+QUICK = ["--shape", "16x48", "--forests", "1x3", "--backends", "reference", "--no-compile"]
+QUICK += ["--sizes", "1,5", "--seconds", "0.001", "--repeats", "3"]
 CONTRACT = {
     "backend",
     "dtype",
@@ -30,11 +30,11 @@ CONTRACT = {
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["bench", *arguments])
+    return CliRunner().invoke(app, ["bench-layer", *arguments])
 
 
 def test_programs_get_one_document():
-    result = run(*QUICK, "--forest", "2x2", "--json")
+    result = run(*QUICK, "--forests", "1x3,2x2", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert all(row.keys() >= CONTRACT for row in found["rows"])
@@ -65,7 +65,7 @@ def test_people_see_what_was_skipped_and_who_is_on(monkeypatch):
 
 def test_wrong_outputs_end_with_status_1(monkeypatch):
     right = contestants.deploy
-    monkeypatch.setattr(contestants, "deploy", lambda layer, *rest: right(layer.apply(_spoil), *rest))
+    monkeypatch.setattr(contestants, "deploy", lambda layer, **rest: right(layer.apply(_spoil), **rest))
     result = run(*QUICK)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1].startswith("fffconvert: WrongOutputError: backend reference")
@@ -76,19 +76,18 @@ def _spoil(layer: Any) -> None:
 
 
 BAD = {
-    "nothing to measure": ([], "give --layer"),
-    "tokens": ([*QUICK, "--tokens", "1,x"], "--tokens is '1,x'; expected whole numbers"),
-    "no tokens": ([*QUICK, "--tokens", ""], "--tokens is ''"),
-    "zero": ([*QUICK, "--tokens", "0"], "--tokens is 0; expected numbers from 1"),
-    "shape": ([*QUICK, "--shape", "768"], "--shape is '768'; expected two numbers with an x between"),
-    "forest": ([*QUICK, "--forest", "8*8"], "--forest is '8*8'"),
-    "depth": ([*QUICK, "--depth", "40"], "depth is 40; expected an integer from 0 to"),
-    "dtype": ([*QUICK, "--dtype", "half"], "--dtype is 'half'"),
-    "backend": ([*QUICK, "--backend", "gpu"], "--backend is 'gpu'"),
+    "sizes": ([*QUICK, "--sizes", "1,x"], "Invalid value for '--sizes': '1,x'; expected whole numbers"),
+    "no sizes": ([*QUICK, "--sizes", ""], "Invalid value for '--sizes': ''"),
+    "zero": ([*QUICK, "--sizes", "0"], "--sizes is 0; expected numbers from 1"),
+    "shape": ([*QUICK, "--shape", "768"], "'--shape': '768'; expected two numbers with an x between"),
+    "forests": ([*QUICK, "--forests", "8*8"], "'--forests': '8*8'"),
+    "depth": ([*QUICK, "--forests", "1x40"], "depth is 40; expected an integer from 0 to"),
+    "dtypes": ([*QUICK, "--dtypes", "half"], "--dtypes is 'half'"),
+    "backends": ([*QUICK, "--backends", "gpu"], "--backends holds 'gpu'"),
     "device": ([*QUICK, "--device", "tpu"], "--device is 'tpu'; expected one of cpu,cuda"),
-    "seconds": ([*QUICK, "--seconds", "0"], "--seconds 0.0"),
-    "plot": ([*QUICK, "--plot", "a.gif"], "--plot a.gif: expected a name that ends in .png"),
-    "model": ([*QUICK, "--model", "./nowhere"], "./nowhere"),
+    "seconds": ([*QUICK, "--seconds", "0"], "--seconds is 0.0"),
+    "plot": ([*QUICK, "--plot", "a.gif"], "--plot is a.gif; expected a name that ends in .png"),
+    "model": (["./nowhere", *QUICK], "./nowhere"),
     "unknown": ([*QUICK, "--colour"], "--colour"),
 }
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from runtime.cuda.emulation import installed, needs_compiler
 from typer.testing import CliRunner
 
-from fffconvert.benchmarks import LayerBench, card, cuda, layer, timing
+from fffconvert.benchmarks import card, cuda, layer, timing
 from fffconvert.benchmarks.card import Card, fused
 from fffconvert.benchmarks.check import WrongOutputError
 from fffconvert.benchmarks.cuda import cuda_rows
 from fffconvert.benchmarks.dense import DenseFFN
+from fffconvert.benchmarks.settings import LayerBench
 from fffconvert.benchmarks.timing import measure
 from fffconvert.benchmarks.traffic import parameter_bytes, visited_bytes
 from fffconvert.benchmarks.workload import workloads
@@ -32,7 +33,7 @@ NO_DRIVER = Status(False, "no NVIDIA driver found; install one, or use another b
 QUICK: dict[str, Any] = {
     "shape": (16, 48),
     "forests": ((2, 3),),
-    "tokens": (1, 70),
+    "sizes": (1, 70),
     "device": "cuda",
     "backends": ("reference",),
     "compile": False,
@@ -53,7 +54,7 @@ def pretended(monkeypatch):
 
 
 def run(*arguments: str) -> Any:
-    return CliRunner().invoke(app, ["bench", "--layer", "--device", "cuda", *arguments])
+    return CliRunner().invoke(app, ["bench-layer", "--device", "cuda", *arguments])
 
 
 def test_no_card_is_one_line_and_status_2(monkeypatch):
@@ -66,9 +67,9 @@ def test_no_card_is_one_line_and_status_2(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": True}, "--train is measured on the CPU alone"),
-        ({"threads": (1, 2)}, "--threads is measured on the CPU alone"),
-        ({"backends": ("cpu",)}, "--backend is 'cpu'; expected some of reference,cupy"),
+        ({"train": True}, "`train` is measured on the CPU alone"),
+        ({"threads": (1, 2)}, "`threads` is measured on the CPU alone"),
+        ({"backends": ("cpu",)}, "`backends` holds 'cpu'; expected some of reference,cupy"),
         ({"dtypes": ("half",)}, "expected some of float32,float16,bfloat16,int8"),
     ],
 )
@@ -188,8 +189,10 @@ def test_rows_hold_together(found):
 
 def test_int8_rows_are_checked_and_compared_in_bfloat16(pretended, monkeypatch):
     real = cuda.deploy
-    monkeypatch.setattr(cuda, "deploy", lambda layer, _, dtype: real(layer, "reference", dtype))
-    settings = LayerBench(**{**QUICK, "backends": ("cupy",), "dtypes": ("int8",), "tokens": (3,)})
+    monkeypatch.setattr(
+        cuda, "deploy", lambda layer, backend, dtype: real(layer, backend="reference", dtype=dtype)
+    )
+    settings = LayerBench(**{**QUICK, "backends": ("cupy",), "dtypes": ("int8",), "sizes": (3,)})
     (workload,) = workloads(settings)
     rows = list(cuda_rows(workload, settings, [], Card("cpu", lambda: None), card_gb_s=50.0))
     own = next(row for row in rows if row["backend"] == "cupy")
@@ -200,7 +203,7 @@ def test_int8_rows_are_checked_and_compared_in_bfloat16(pretended, monkeypatch):
 
 def emulated(layer: Any, device: str, backend: str, dtype: str) -> Any:
     """Deployed as on a card, with the kernels' source compiled for the CPU."""
-    layer = cuda.deploy(layer, "reference", "int8" if dtype == "int8" else "auto")
+    layer = cuda.deploy(layer, backend="reference", dtype="int8" if dtype == "int8" else "auto")
     rows = store_rows(layer.weights, torch.int8) if dtype == "int8" else (layer.weights, Scales())
 
     class Emulated(Inference):
@@ -215,7 +218,7 @@ def emulated(layer: Any, device: str, backend: str, dtype: str) -> Any:
 def test_the_kernels_own_outputs_pass_the_check(pretended, monkeypatch):
     monkeypatch.setattr(cuda, "_deployed", emulated)
     monkeypatch.setattr(kernels, "FEW_TOKENS", 8)
-    settings = LayerBench(**{**QUICK, "backends": ("cupy",), "tokens": (2, 70), "repeats": 1})
+    settings = LayerBench(**{**QUICK, "backends": ("cupy",), "sizes": (2, 70), "repeats": 1})
     (workload,) = workloads(settings)
     with installed():
         rows = list(cuda_rows(workload, settings, [], Card("cpu", lambda: None), card_gb_s=50.0))
@@ -228,9 +231,9 @@ def test_the_kernels_own_outputs_pass_the_check(pretended, monkeypatch):
 def test_wrong_outputs_stop_the_run(pretended, monkeypatch):
     real = cuda.deploy
 
-    def wrong(layer: Any, *rest: Any) -> Any:
+    def wrong(layer: Any, **rest: Any) -> Any:
         layer.fff_out_weight.data[0, 0] *= 1.2
-        return real(layer, *rest)
+        return real(layer, **rest)
 
     monkeypatch.setattr(cuda, "deploy", wrong)
     settings = LayerBench(**QUICK)
@@ -247,7 +250,7 @@ def test_no_fused_operator_is_a_problem_and_not_the_end(pretended, monkeypatch):
         return call
 
     monkeypatch.setattr(cuda, "fused", broken)
-    settings, problems = LayerBench(**{**QUICK, "dtypes": ("float32",), "tokens": (2,)}), []
+    settings, problems = LayerBench(**{**QUICK, "dtypes": ("float32",), "sizes": (2,)}), []
     (workload,) = workloads(settings)
     rows = list(cuda_rows(workload, settings, problems, Card("cpu", lambda: None), card_gb_s=50.0))
     assert {row["variant"] for row in rows} == {None, "eager"}
@@ -260,7 +263,17 @@ def test_the_published_figures_stand_beside_the_result(pretended, monkeypatch, a
     described = {"card": "a card", "peak_gb_s": None, "copy_gb_s": 50.0}
     monkeypatch.setattr(layer, "_card", lambda: described)
     monkeypatch.setattr(layer.card, "Card", lambda: Card("cpu", lambda: None))
-    quick = ["--shape", "16x48", "--depth", "3", "--backend", "reference", "--no-compile", "--tokens", "1,5"]
+    quick = [
+        "--shape",
+        "16x48",
+        "--forests",
+        "1x3",
+        "--backends",
+        "reference",
+        "--no-compile",
+        "--sizes",
+        "1,5",
+    ]
     quick += ["--seconds", "0.001", "--repeats", "3", *(["--json"] if as_json else [])]
     result = run(*quick)
     assert result.exit_code == 0, result.output

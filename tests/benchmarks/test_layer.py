@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from fffconvert.benchmarks import LayerBench, bench_layer, check, contestants, dense, machine
+from fffconvert.benchmarks import bench_layer, check, contestants, dense, machine
 from fffconvert.benchmarks.check import WrongOutputError
 from fffconvert.benchmarks.depths import draw, sweep
+from fffconvert.benchmarks.settings import LayerBench
 from fffconvert.benchmarks.workload import DISTINCT_TOKENS, random_workload
 from fffconvert.errors import FFFError
-from fffconvert.runtime.backends import Cpu
 from fffconvert.planning import FFFSpec
 from fffconvert.processor import Cpu
 
 QUICK: dict[str, Any] = {
     "shape": (16, 48),
     "forests": ((1, 3), (2, 2)),
-    "tokens": (1, 5),
+    "sizes": (1, 5),
     "backends": ("reference",),
     "compile": False,
     "seconds": 1e-3,
@@ -41,7 +41,7 @@ def processor(*features: str) -> Cpu:
 def found() -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense, "cpu", lambda: processor("avx2", "avx512_bf16"))
-        return bench_layer(LayerBench(**QUICK))
+        return bench_layer(**QUICK)
 
 
 def test_every_contestant_has_a_row_at_every_point(found):
@@ -77,7 +77,7 @@ def test_rows_hold_together(found):
 
 def test_emulated_baselines_are_rows_with_a_reason(monkeypatch, capsys):
     monkeypatch.setattr(dense, "cpu", lambda: processor("avx2", "f16c"))
-    found = bench_layer(LayerBench(**{**QUICK, "forests": ((1, 3),), "tokens": (1024,)}))
+    found = bench_layer(**{**QUICK, "forests": ((1, 3),), "sizes": (1024,)})
     rows = {(row["backend"], row["dtype"]): row for row in found["rows"]}
     assert rows.keys() == {(backend, dtype) for backend, dtype, _ in CONTESTANTS}
     skipped = {key for key, row in rows.items() if row["skipped"] is not None}
@@ -135,48 +135,48 @@ def test_a_wrong_backend_stops_the_run(monkeypatch):
     right = contestants.deploy
 
     def wrong(layer, backend, dtype):
-        layer = right(layer, backend, dtype)
+        layer = right(layer, backend=backend, dtype=dtype)
         with torch.no_grad():
             layer.fff_out_weight[0, 1] *= 1.001
         return layer
 
     monkeypatch.setattr(contestants, "deploy", wrong)
     with pytest.raises(WrongOutputError, match="backend reference with float32 rows"):
-        bench_layer(LayerBench(**QUICK))
+        bench_layer(**QUICK)
 
 
 def test_large_calls_are_checked_to_their_end(monkeypatch):
     right = contestants.deploy
 
     def wrong(layer, backend, dtype):
-        layer = right(layer, backend, dtype)
+        layer = right(layer, backend=backend, dtype=dtype)
         layer.register_forward_hook(lambda module, args, y: y * (torch.arange(len(y)) < 290)[:, None])
         return layer
 
     monkeypatch.setattr(check, "MOST_TOKENS", 64)
-    settings = LayerBench(**{**QUICK, "tokens": (300,)})
-    bench_layer(settings)
+    settings = {**QUICK, "sizes": (300,)}
+    bench_layer(**settings)
     monkeypatch.setattr(contestants, "deploy", wrong)
     with pytest.raises(WrongOutputError, match="backend reference with float32 rows"):
-        bench_layer(settings)
+        bench_layer(**settings)
 
 
 def test_threads_are_as_before(found):
     threads = torch.get_num_threads()
-    bench_layer(LayerBench(**{**QUICK, "threads": (2,), "tokens": (1,), "forests": ((1, 1),)}))
+    bench_layer(**{**QUICK, "threads": (2,), "sizes": (1,), "forests": ((1, 1),)})
     assert torch.get_num_threads() == threads
 
 
 def test_large_outputs_are_timed_warm_too():
-    settings = LayerBench(**{**QUICK, "shape": (64, 64), "tokens": (4, 1024), "forests": ((1, 1),)})
-    for row in bench_layer(settings)["rows"]:
+    settings = {**QUICK, "shape": (64, 64), "sizes": (4, 1024), "forests": ((1, 1),)}
+    for row in bench_layer(**settings)["rows"]:
         large = row["tokens"] == 1024  # 256 KiB, and 1 KiB
         assert (row["warm_output_us"] is not None) == (large and row["skipped"] is None)
 
 
 def test_compiled_blocks_take_part_and_the_better_counts():
-    settings = LayerBench(**{**QUICK, "compile": True, "tokens": (3,), "forests": ((1, 2),)})
-    found = bench_layer(settings)
+    settings = {**QUICK, "compile": True, "sizes": (3,), "forests": ((1, 2),)}
+    found = bench_layer(**settings)
     times = {(r["backend"], r["variant"]): r["median_us"] for r in found["rows"] if r["dtype"] == "float32"}
     if ("block", "compiled") not in times:
         assert found["problems"]  # no compiler here
@@ -193,7 +193,7 @@ def test_a_failing_compiler_is_reported(monkeypatch):
         raise RuntimeError("no compiler\nat all")
 
     monkeypatch.setattr(torch, "compile", fail)
-    found = bench_layer(LayerBench(**{**QUICK, "compile": True}))
+    found = bench_layer(**{**QUICK, "compile": True})
     assert (
         found["problems"][0] == "torch.compile failed (block, 1 tokens, 1 threads): RuntimeError: no compiler"
     )
@@ -201,7 +201,7 @@ def test_a_failing_compiler_is_reported(monkeypatch):
 
 
 def test_training_is_compared_with_the_masked_form():
-    found = bench_layer(LayerBench(**{**QUICK, "train": True, "tokens": (9,), "forests": ((2, 3),)}))
+    found = bench_layer(**{**QUICK, "train": True, "sizes": (9,), "forests": ((2, 3),)})
     rows = {row["backend"]: row for row in found["rows"]}
     assert set(rows) - {"cpu", "reference"} == {"masked_dense", "block", "tree_size"}
     layer = next(row for name, row in rows.items() if name in ("cpu", "reference"))
@@ -215,7 +215,7 @@ def test_training_is_compared_with_the_masked_form():
 
 def test_the_sweep_over_depths_and_its_picture(tmp_path):
     before = torch.get_num_threads()
-    rows = sweep(LayerBench(**{**QUICK, "plot_tokens": (1, 6), "threads": (before + 1,)}), depths=(1, 2, 4))
+    rows = sweep(LayerBench(**{**QUICK, "plot_sizes": (1, 6), "threads": (before + 1,)}), depths=(1, 2, 4))
     assert torch.get_num_threads() == before
     assert {row["threads"] for row in rows} == {before + 1}
     assert [(row["depth"], row["tokens"], row["nodes"]) for row in rows] == [
@@ -239,18 +239,18 @@ def test_inputs_are_distinct_and_never_zero(tokens):
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no tokens": ({"tokens": ()}, "--tokens is empty"),
-    "zero tokens": ({"tokens": (8, 0)}, "--tokens is 8,0; expected numbers from 1"),
-    "threads": ({"threads": (0,)}, "--threads is 0"),
-    "dtype": ({"dtypes": ("float8",)}, "--dtype is 'float8'; expected some of float32,bfloat16,int8"),
-    "backend": ({"backends": ("tpu",)}, "--backend is 'tpu'; expected some of"),
+    "no tokens": ({"sizes": ()}, "`sizes` is empty"),
+    "zero tokens": ({"sizes": (8, 0)}, "`sizes` is 8,0; expected numbers from 1"),
+    "threads": ({"threads": (0,)}, "`threads` is 0"),
+    "dtype": ({"dtypes": ("float8",)}, "`dtypes` is 'float8'; expected some of float32,bfloat16,int8"),
+    "backend": ({"backends": ("tpu",)}, "`backends` holds 'tpu'; expected some of"),
     "depth": ({"forests": ((1, 40),)}, "depth is 40"),
-    "shape": ({"shape": (0, 4)}, "--shape holds 0"),
-    "seconds": ({"seconds": float("nan")}, "--seconds nan"),
-    "repeats": ({"repeats": 0}, "--repeats 0"),
-    "limit": ({"limit": 0.0}, r"--limit 0\.0"),
-    "train and model": ({"train": True, "model": "x"}, "leave out --model"),
-    "block without model": ({"blocks": ("layer.0",)}, "give --model too"),
+    "shape": ({"shape": (0, 4)}, "`shape` holds 0"),
+    "seconds": ({"seconds": float("nan")}, "`seconds` is nan"),
+    "repeats": ({"repeats": 0}, "`repeats` 0"),
+    "limit": ({"limit": 0.0}, r"`limit` 0\.0"),
+    "train and model": ({"train": True, "model": "x"}, "leave out the model"),
+    "block without model": ({"blocks": ("layer.0",)}, "give the model too"),
 }
 
 

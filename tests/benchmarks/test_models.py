@@ -11,7 +11,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from fffconvert import surgery
-from fffconvert.benchmarks import LayerBench, bench_layer
+from fffconvert.benchmarks import bench_layer
+from fffconvert.benchmarks.settings import LayerBench
 from fffconvert.benchmarks.workload import workloads
 from fffconvert.errors import FFFError
 from fffconvert.hub import mark_converted
@@ -21,7 +22,7 @@ from fffconvert.tree import FFFLayer
 
 QUICK: dict[str, Any] = {
     "forests": ((1, 2),),
-    "tokens": (3,),
+    "sizes": (3,),
     "backends": ("reference",),
     "dtypes": ("float32",),
     "compile": False,
@@ -59,7 +60,7 @@ def test_a_dense_model_gives_blocks_and_inputs(bert, tmp_path):
 
 
 def test_rows_name_their_inputs(bert, tmp_path):
-    found = bench_layer(LayerBench(**QUICK, model=save(bert, tmp_path)))
+    found = bench_layer(save(bert, tmp_path), **QUICK)
     assert {row["inputs"] for row in found["rows"]} == {"random", BLOCKS[1]}
     assert {row["inputs"] for row in found["summary"]} == {"random", BLOCKS[1]}
 
@@ -70,14 +71,14 @@ def test_a_converted_model_gives_its_own_layers(bert, tmp_path):
     surgery.replace(bert, layers)
     mark_converted(bert, "original")
     model = save(bert, tmp_path)
-    with pytest.raises(FFFError, match="give its width, as in --shape 16x64"):
+    with pytest.raises(FFFError, match="give its width, as in `shape=16x64`"):
         list(workloads(LayerBench(**QUICK, model=model)))
     settings = LayerBench(**QUICK, shape=(16, 40), model=model)
     drawn, real = workloads(settings)
     assert (drawn.name, real.name) == ("1x2", "2x3")
     torch.testing.assert_close(real.layer.fff_out_weight, layers[sites[1]].fff_out_weight)
     assert real.bound(40) == pytest.approx(40 / 9)
-    rows = bench_layer(settings)["rows"]
+    rows = bench_layer(model, **QUICK, shape=(16, 40))["rows"]
     assert {row["layer"] for row in rows} == {"1x2", "2x3"}
 
 
@@ -94,5 +95,5 @@ def test_without_a_tokenizer_there_is_no_text(bert, tmp_path):
 
 def test_more_tokens_than_activations_is_refused(bert, tmp_path):
     *_, real = workloads(LayerBench(**QUICK, model=save(bert, tmp_path)))
-    with pytest.raises(FFFError, match=f"--tokens asks for {len(real.pool) + 1}"):
+    with pytest.raises(FFFError, match=f"`sizes` asks for {len(real.pool) + 1}"):
         real.batches(len(real.pool) + 1, seed=random.randint(0, 9))

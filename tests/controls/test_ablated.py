@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from fffconvert.recipe import Recipe
-from test_convert import BY_NAME
+from test_conversion import BY_NAME
 
 from fffconvert.controls import Control, ablate_blocks, frozen_parameters
 from fffconvert.controls.make import control_layer
 from fffconvert.conversion import prepare
+from fffconvert.options import ConvertOptions
 
 
 def test_deleted_gives_the_mean_whatever_comes(site_and_layer):
@@ -26,7 +26,7 @@ def test_deleted_blocks_give_their_mean_output():
     case = BY_NAME["bert"]
     model = case.build()
     inputs = [case.inputs(), case.inputs()]
-    prepared = prepare(model, Recipe(depth=1), inputs, None, case.inputs())
+    prepared = prepare(model, ConvertOptions(depth=1, calibration=inputs, example_inputs=case.inputs()))
     ablate_blocks(model, prepared.sites, inputs)
     for site in prepared.sites:
         replaced = model.get_submodule(site.placement.entry[0])

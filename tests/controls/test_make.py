@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 import yaml
-from fffconvert.recipe import Recipe
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
 import fffconvert as fff
 from fffconvert.controls import Control, make_control
 from fffconvert.conversion import convert_model
 from fffconvert.errors import FFFError
+from fffconvert.options import ConvertOptions
 from fffconvert.surgery import layers_of
 
 
@@ -30,10 +30,15 @@ def twelve_blocks(tmp_path_factory):
     )
     BertForMaskedLM(config).save_pretrained(folder / "original")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "original")
-    recipe = Recipe(depth=1, tokens=600, length=16, sequential=False)
-    convert_model(
-        str(folder / "original"), recipe, folder / "converted", calibration=[str(folder / "text.txt")]
+    options = ConvertOptions(
+        depth=1,
+        tokens=600,
+        length=16,
+        sequential=False,
+        output=folder / "converted",
+        calibration=folder / "text.txt",
     )
+    convert_model(str(folder / "original"), options)
     return folder
 
 

@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 import fffconvert as fff
 from fffconvert import hub, native, surgery
 from fffconvert.cli import app
-from fffconvert.deployment import export as export_module
+from fffconvert.deployment import files as export_module
 from fffconvert.deployment import onnx as onnx_module
 from fffconvert.deployment.aot import export_aot
-from fffconvert.deployment.export import export_folder
 from fffconvert.deployment.onnx import export_onnx
 from fffconvert.errors import FFFError
 from fffconvert.location import locate
@@ -54,10 +53,10 @@ def arrays(inputs):
 @pytest.mark.parametrize("form", ["onnx", "onnx-standard"])
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_onnxruntime_gives_the_same(small, tmp_path, form, dtype):
-    path = export_folder(str(small), form, tmp_path / "m.onnx", dtype=dtype)
+    path = fff.export(small, tmp_path / "m.onnx", format=form, dtype=dtype)
     domains = {node.domain for node in onnx.load(path).graph.node}
     assert ("fffconvert" in domains) == (form == "onnx")
-    model = fff.deploy(hub.load(str(small)).model, "reference", dtype)
+    model = fff.deploy(hub.load(str(small)).model, backend="reference", dtype=dtype)
     inputs = batch()
     with torch.no_grad():
         expected = model(**inputs).logits
@@ -78,7 +77,7 @@ def global_state():
 @built
 def test_linear_maps_can_be_int8(small, tmp_path):
     before, drawn = global_state(), torch.get_rng_state()
-    path = export_folder(str(small), "onnx", tmp_path / "m.onnx", quantize_linear="int8")
+    path = fff.export(small, tmp_path / "m.onnx", quantize_linear="int8")
     assert global_state() == before
     assert torch.equal(torch.get_rng_state(), drawn)
     kinds = [node.op_type for node in onnx.load(path).graph.node]
@@ -98,7 +97,7 @@ def with_large_weights(small, tmp_path_factory):
     path = tmp_path_factory.mktemp("large") / "m.onnx"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_module, "LARGE", 0)
-        return export_folder(str(small), "onnx", path)
+        return fff.export(small, path)
 
 
 @built
@@ -108,7 +107,7 @@ def test_an_int8_file_leaves_nothing_in_float32_beside_it(
 ):
     """And what an earlier export has left there goes."""
 
-    def write(model, path, *, standard):
+    def write(model, path, *, standard, example_inputs):
         onnx.save(
             onnx.load(with_large_weights), path, save_as_external_data=large, location=f"{path.name}.data"
         )
@@ -117,7 +116,7 @@ def test_an_int8_file_leaves_nothing_in_float32_beside_it(
     sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
     assert set(sizes) == {"m.onnx", "m.onnx.data"}
     monkeypatch.setattr(export_module, "export_onnx", write)  # the exporter takes long, and wrote this before
-    path = export_folder(str(small), "onnx", tmp_path / "m.onnx", quantize_linear="int8", overwrite=True)
+    path = fff.export(small, tmp_path / "m.onnx", quantize_linear="int8", overwrite=True)
     weights = onnx.load(path, load_external_data=False).graph.initializer
     beside = {entry.value for w in weights for entry in w.external_data if entry.key == "location"}
     assert {file.name for file in tmp_path.iterdir()} == {"m.onnx", *beside}
@@ -130,8 +129,8 @@ def test_an_int8_file_leaves_nothing_in_float32_beside_it(
 @built
 def test_large_weights_of_another_file_are_not_overwritten(small, tmp_path):
     (tmp_path / "m.onnx.data").write_bytes(b"precious")
-    with pytest.raises(FFFError, match=r"m\.onnx\.data exists; choose another -o"):
-        export_folder(str(small), "onnx", tmp_path / "m.onnx")
+    with pytest.raises(FFFError, match=r"m\.onnx\.data exists; choose another `output`"):
+        fff.export(small, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx.data").read_bytes() == b"precious"
 
 
@@ -200,7 +199,7 @@ def test_mutated_files_are_refused_or_computed_right():
 
 def test_registering_without_the_library_says_what_to_do(monkeypatch):
     monkeypatch.setattr(native, "library_path", lambda: None)
-    with pytest.raises(FFFError, match=r"install a C\+\+ compiler.*--format onnx-standard"):
+    with pytest.raises(FFFError, match=r"install a C\+\+ compiler.*`format=onnx-standard`"):
         fff.register_onnxruntime(object())
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +13,20 @@ from typer.testing import CliRunner
 
 from fffconvert import hub
 from fffconvert.cli import app
-from fffconvert.deployment import Settings, deploy_folder, linear
+from fffconvert.deployment import deploy_folder, linear
+from fffconvert.deployment.folder import Deployed
 from fffconvert.deployment.memory import weight_bytes
 from fffconvert.errors import FFFError
 from fffconvert.hub.deployment import Deployment
+from fffconvert.options import DeployOptions
 from fffconvert.runtime.int8_linear import Int8Linear, Int8Part
 from fffconvert.tree import FFFLayer
 
-ALL = Settings(dtype="int8", max_drop=1.0)
+ALL = DeployOptions(dtype="int8", max_drop=1.0)
+
+
+def deployed(folder: Path, options: DeployOptions, output: Path | None = None) -> Deployed:
+    return deploy_folder(str(folder), dataclasses.replace(options, output=output))[1]
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def outputs(model) -> torch.Tensor:
 
 
 def test_loads_deployed_with_plain_from_pretrained(small, tmp_path, int8_is_fast):
-    done = deploy_folder(str(small), ALL, tmp_path / "deployed")
+    done = deployed(small, ALL, tmp_path / "deployed")
     assert done.output == tmp_path / "deployed"
     assert {m.dtype for m in done.linears} == {"int8"}
     assert {m.kind for m in done.linears} == {"linear", "trunk"}
@@ -61,8 +69,8 @@ def test_loads_deployed_with_plain_from_pretrained(small, tmp_path, int8_is_fast
 
 
 def test_bfloat16_rows_take_half_the_memory(small, tmp_path):
-    settings = Settings(dtype="bfloat16", quantize_linear="none", max_drop=1.0)
-    done = deploy_folder(str(small), settings, tmp_path / "deployed")
+    settings = DeployOptions(dtype="bfloat16", quantize_linear="none", max_drop=1.0)
+    done = deployed(small, settings, tmp_path / "deployed")
     model = transformers.AutoModelForMaskedLM.from_pretrained(done.output)
     assert weight_bytes(model) == done.bytes_after < done.bytes_before
     layer = next(module for module in model.modules() if isinstance(module, FFFLayer))
@@ -76,7 +84,7 @@ def test_bfloat16_rows_take_half_the_memory(small, tmp_path):
 
 
 def test_another_class_finds_its_maps(small, tmp_path, int8_is_fast):
-    folder = deploy_folder(str(small), ALL, tmp_path / "deployed").output
+    folder = deployed(small, ALL, tmp_path / "deployed").output
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no pooler
         model = transformers.AutoModel.from_pretrained(folder)
@@ -85,7 +93,7 @@ def test_another_class_finds_its_maps(small, tmp_path, int8_is_fast):
 
 
 def test_a_deployed_model_can_be_saved_again(small, tmp_path, int8_is_fast):
-    folder = deploy_folder(str(small), ALL, tmp_path / "deployed").output
+    folder = deployed(small, ALL, tmp_path / "deployed").output
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
     model.save_pretrained(tmp_path / "again")
     again = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "again")
@@ -93,7 +101,7 @@ def test_a_deployed_model_can_be_saved_again(small, tmp_path, int8_is_fast):
 
 
 def test_the_record_says_what_was_chosen_and_what_it_costs(small, tmp_path, int8_is_fast):
-    done = deploy_folder(str(small), ALL, tmp_path / "deployed")
+    done = deployed(small, ALL, tmp_path / "deployed")
     record = json.loads((tmp_path / "deployed" / "deploy.json").read_text())
     assert record["agreement"]["measure"] == "same prediction"
     assert record["bytes_after"] == done.bytes_after
@@ -107,45 +115,45 @@ def test_a_drop_larger_than_allowed_is_refused_and_nothing_is_written(small, tmp
         tokens = model.get_input_embeddings().weight
         tokens[1::2] = tokens[::2] + 1e-4 * torch.randn(tokens[::2].shape)
     model.save_pretrained(tmp_path / "pairs")
-    with pytest.raises(FFFError, match=r"--max-drop 0 asks for 1\.000\. Try --dtype float32"):
-        deploy_folder(str(tmp_path / "pairs"), Settings(dtype="int8", max_drop=0.0), tmp_path / "deployed")
+    with pytest.raises(FFFError, match=r"`max_drop=0` asks for 1\.000\. Try `dtype=float32`"):
+        deployed(tmp_path / "pairs", DeployOptions(dtype="int8", max_drop=0.0), tmp_path / "deployed")
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 
 
 def test_exact_deployment_agrees_fully(small):
-    done = deploy_folder(str(small), Settings(dtype="float32", quantize_linear="none", max_drop=0.0))
+    done = deployed(small, DeployOptions(dtype="float32", quantize_linear="none", max_drop=0.0))
     assert done.agreement.value == 1.0
     assert done.linears == []
 
 
 def test_maps_that_are_not_faster_stay(small, monkeypatch):
     monkeypatch.setattr(linear, "times", lambda call, inputs: (1.0,) * len(inputs))
-    done = deploy_folder(str(small), Settings(max_drop=1.0))
+    done = deployed(small, DeployOptions(max_drop=1.0))
     assert {m.dtype for m in done.linears} == {"float32"}
 
 
 def test_refuses_what_is_deployed_already_or_was_never_converted(small, tmp_path):
-    first = deploy_folder(str(small), ALL, tmp_path / "deployed").output
+    first = deployed(small, ALL, tmp_path / "deployed").output
     with pytest.raises(FFFError, match="is deployed already; deploy the folder that it was made from"):
-        deploy_folder(str(first), ALL, tmp_path / "more")
+        deployed(first, ALL, tmp_path / "more")
     transformers.BertModel(transformers.BertConfig(num_hidden_layers=1, hidden_size=12)).save_pretrained(
         tmp_path / "plain"
     )
     with pytest.raises(FFFError, match="holds no FFF layer"):
-        deploy_folder(str(tmp_path / "plain"), ALL)
+        deployed(tmp_path / "plain", ALL)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize_linear": "int4"}, "--quantize-linear is 'int4'; expected int8 or none"),
-        ({"target": "tpu"}, "--target is 'tpu'; expected cpu or cuda"),
-        ({"max_drop": 2.0}, "--max-drop is 2.0; expected a share from 0 to 1"),
+        ({"quantize_linear": "int4"}, "`quantize_linear` is 'int4'; expected auto or int8 or none"),
+        ({"target": "tpu"}, "`target` is 'tpu'; expected cpu or cuda"),
+        ({"max_drop": 2.0}, "`max_drop` is 2.0; expected a share from 0 to 1"),
     ],
 )
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(FFFError, match=message):
-        Settings(**options)
+        DeployOptions(**options)
 
 
 @pytest.mark.parametrize(
@@ -166,5 +174,5 @@ def test_the_command_writes_a_folder_and_says_what_it_did(small, tmp_path):
     assert "Weights in memory" in done.stdout
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 2
-    assert "exists; choose another -o, or add --overwrite" in again.output
+    assert "exists; choose another --output, or add --overwrite" in again.output
     shutil.rmtree(tmp_path / "deployed")

@@ -138,14 +138,14 @@ def test_insisting_on_what_does_not_compute_the_layers_is_refused_with_the_reaso
     with pytest.raises(
         FFFError, match=r"'cpu' cannot compute the layers: its inputs are .*, not torch.float"
     ):
-        fff.deploy(Two().double(), "cpu")
+        fff.deploy(Two().double(), backend="cpu")
     assert {d.backend for d in module.deploy_layers(Two().double())} == {"reference"}
 
 
 def test_a_deployment_that_gradients_put_out_of_effect_is_said_once():
     said = importlib.import_module("fffconvert.tree.layer")._say_that_a_deployment_has_no_effect
     said.cache_clear()
-    model, x = fff.deploy(Two(), "reference", "int8").eval(), torch.randn(3, 16)
+    model, x = fff.deploy(Two(), backend="reference", dtype="int8").eval(), torch.randn(3, 16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with torch.no_grad():
@@ -183,7 +183,7 @@ def tiny_bert(**options):
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_a_whole_model_compiles_and_exports(dtype):
     model, batch = tiny_bert(depth=3, trunk=2)
-    fff.deploy(model, "cpu", dtype)
+    fff.deploy(model, backend="cpu", dtype=dtype)
     with torch.no_grad():
         expected = model(**batch).last_hidden_state
         compiled = torch.compile(model, fullgraph=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from fffconvert.recipe import Recipe
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from fffconvert.conversion import convert_model
+from fffconvert.options import ConvertOptions
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = tuple(a + b for a in "bcdfghklmn" for b in ("a", "e", "i", "o", "u"))
@@ -87,8 +87,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Callable[
             folder = tmp_path_factory.mktemp(kind)
             build(kind).save_pretrained(folder / "original")
             word_tokenizer().save_pretrained(folder / "original")
-            recipe = Recipe(depth=1, leaf_width=4, tokens=600)
-            convert_model(str(folder / "original"), recipe, folder / "converted", calibration=[str(text)])
+            options = ConvertOptions(
+                depth=1, leaf_width=4, tokens=600, calibration=text, output=folder / "converted"
+            )
+            convert_model(str(folder / "original"), options)
             made[kind] = folder / "converted"
         return made[kind]
 

@@ -14,10 +14,11 @@ import torch
 import yaml
 
 import fffconvert as fff
-from fffconvert import hub
-from fffconvert.distillation import Recipe, distill_model, from_dict
+from fffconvert import hub, store
+from fffconvert.distillation import Recipe, distill_folder, from_dict
 from fffconvert.distillation.trainer import DistillTrainer
 from fffconvert.errors import FFFError
+from fffconvert.options import DistillOptions
 
 GOALS = {"embedding_cosine": 1.0}
 
@@ -50,18 +51,19 @@ def other_weights(folder: Path, place: Path) -> Path:
 
 
 def test_a_cache_is_of_the_teachers_weights_not_of_its_name(
-    converted: Callable[[str], Path], text: Path, tmp_path: Path
+    converted: Callable[[str], Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     source, teacher = converted("masked"), tmp_path / "teacher"
     shutil.copytree(source.parent / "original", teacher)
-    cached = replace(recipe_of(text, {"logits": 1.0}), cache=str(tmp_path / "cache"))
-    distill_model(source, cached, tmp_path / "one", teacher=str(teacher))
+    cached = replace(recipe_of(text, {"logits": 1.0}), cache=True)
+    distill_folder(source, DistillOptions(recipe=cached, output=tmp_path / "one", teacher=str(teacher)))
     other_weights(source.parent / "original", teacher)
-    distill_model(source, cached, tmp_path / "two", teacher=str(teacher))
-    fresh = replace(cached, cache=str(tmp_path / "fresh"))
-    distill_model(source, fresh, tmp_path / "three", teacher=str(teacher))
+    distill_folder(source, DistillOptions(recipe=cached, output=tmp_path / "two", teacher=str(teacher)))
+    stored = list(store.folder_of("teachers").iterdir())
+    monkeypatch.setenv("FFFCONVERT_CACHE", str(tmp_path / "fresh"))
+    distill_folder(source, DistillOptions(recipe=cached, output=tmp_path / "three", teacher=str(teacher)))
     assert losses(tmp_path / "two") == losses(tmp_path / "three") != losses(tmp_path / "one")
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(stored) == 2
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,12 @@ def test_the_teacher_is_of_the_revision_asked_for(
 
     monkeypatch.setattr(hub, "load", load)
     with pytest.raises(Read):
-        distill_model(source, recipe_of(text, GOALS), tmp_path / "out", teacher=teacher, revision=revision)
+        distill_folder(
+            source,
+            DistillOptions(
+                recipe=recipe_of(text, GOALS), output=tmp_path / "out", teacher=teacher, revision=revision
+            ),
+        )
     assert read == {str(source): None, teacher or recipe["model"]: expected}
 
 
@@ -106,14 +113,14 @@ def test_a_run_does_not_go_on_with_other_weights_or_text_of_the_same_name(
 
     monkeypatch.setattr(DistillTrainer, "train", stop)
     with pytest.raises(KeyboardInterrupt):
-        distill_model(source, recipe_of(own, GOALS), tmp_path / "out")
+        distill_folder(source, DistillOptions(recipe=recipe_of(own, GOALS), output=tmp_path / "out"))
     monkeypatch.undo()
     if changed == "text":
         own.write_text(own.read_text() + "\n\nba be bi bo bu")
     else:
         other_weights(encoder, source)
     with pytest.raises(FFFError, match=r"another run \(its recipe, weights or text differ\).*--restart"):
-        distill_model(source, recipe_of(own, GOALS), tmp_path / "out")
+        distill_folder(source, DistillOptions(recipe=recipe_of(own, GOALS), output=tmp_path / "out"))
 
 
 def test_from_python_a_folder_is_of_one_run(encoder: Path, text: Path, tmp_path: Path):
@@ -137,5 +144,5 @@ def test_one_process_for_several_gpus_is_refused_before_anything_is_done(
     """`nn.DataParallel` would split the three counts of a step among the GPUs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(FFFError, match=r"found 2 GPUs and one process.*torchrun.*CUDA_VISIBLE_DEVICES=0"):
-        distill_model(encoder, recipe_of(text, GOALS), tmp_path / "out")
+        distill_folder(encoder, DistillOptions(recipe=recipe_of(text, GOALS), output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -48,7 +48,7 @@ def test_a_recipe_trains_a_tiny_model_for_a_few_steps(
         )
         for stage in recipe.stages
     )
-    recipe = replace(recipe, stages=stages, data=own, cache="")
+    recipe = replace(recipe, stages=stages, data=own, cache=False)
     source = converted(TINY.get(name, "masked"))
     loaded, teacher = hub.load(str(source)), hub.load(str(source.parent / "original"))
     trainee = Trainee(loaded.model, teacher.model, loaded.tokenizer, places=placements(loaded.model))

@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 import fffconvert as fff
 from fffconvert import hub
 from fffconvert.controls import Control
-from fffconvert.distillation import Recipe, distill_model, from_dict
+from fffconvert.distillation import Recipe, distill_folder, from_dict
 from fffconvert.errors import FFFError
+from fffconvert.options import DistillOptions
+from fffconvert.store import folder_of
 from fffconvert.tree import FFFLayer
 
 GOALS = {"hidden_states": 1.0, "embedding_cosine": 1.0, "embedding_similarity": 1.0}
@@ -52,7 +54,7 @@ def test_a_run_brings_the_student_closer_and_writes_what_others_read(
     encoder: Path, text: Path, tmp_path: Path
 ):
     recipe = recipe_of(text, GOALS, steps=30, eval_steps=10)
-    found = distill_model(encoder, recipe, tmp_path / "out")
+    found = distill_folder(encoder, DistillOptions(recipe=recipe, output=tmp_path / "out"))
     lines = journal(tmp_path / "out")
     assert losses(tmp_path / "out")[-1] < 0.9 * losses(tmp_path / "out")[0]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 31))
@@ -72,11 +74,16 @@ def test_a_run_brings_the_student_closer_and_writes_what_others_read(
     model = hub.load(str(tmp_path / "out")).model
     assert sum(isinstance(module, FFFLayer) for module in model.modules()) == 2
     # A distilled folder is a folder like another: it can be distilled again.
-    distill_model(tmp_path / "out", recipe_of(text, GOALS, steps=1), tmp_path / "more")
+    distill_folder(
+        tmp_path / "out", DistillOptions(recipe=recipe_of(text, GOALS, steps=1), output=tmp_path / "more")
+    )
 
 
 def test_only_what_is_to_be_trained_changes(encoder: Path, text: Path, tmp_path: Path):
-    distill_model(encoder, recipe_of(text, GOALS, trained={"attention": False}), tmp_path / "out")
+    distill_folder(
+        encoder,
+        DistillOptions(recipe=recipe_of(text, GOALS, trained={"attention": False}), output=tmp_path / "out"),
+    )
     before, after = (load_file(folder / "model.safetensors") for folder in (encoder, tmp_path / "out"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
@@ -87,14 +94,17 @@ def test_only_what_is_to_be_trained_changes(encoder: Path, text: Path, tmp_path:
 
 @pytest.mark.parametrize("control", list(Control))
 def test_controls_train_by_the_same_recipe(encoder: Path, text: Path, tmp_path: Path, control: Control):
-    distill_model(encoder, recipe_of(text, GOALS, steps=3), tmp_path / "out", control=control)
+    distill_folder(
+        encoder,
+        DistillOptions(recipe=recipe_of(text, GOALS, steps=3), output=tmp_path / "out", control=control),
+    )
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["control"] == metrics["training"]["control"] == control.value
     assert yaml.safe_load((tmp_path / "out/fffconvert.yaml").read_text())["control"] == control.value
     model = hub.load(str(tmp_path / "out")).model
     layers = [module for module in model.modules() if isinstance(module, FFFLayer)]
     assert len(layers) == (0 if control is Control.ORIGINAL else 2)
-    distill_model(encoder, recipe_of(text, GOALS, steps=3), tmp_path / "own")
+    distill_folder(encoder, DistillOptions(recipe=recipe_of(text, GOALS, steps=3), output=tmp_path / "own"))
     assert journal(tmp_path / "own")[-1]["tokens"] == journal(tmp_path / "out")[-1]["tokens"]
     if control is Control.ABLATED:
         assert all(not layer.fff_out_weight.any() for layer in layers)
@@ -104,9 +114,10 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from fffconvert.distillation import distill_model, read_recipe
+import fffconvert as fff
+from fffconvert.distillation import read_recipe
 torch.set_num_threads(1)  # as in this process: the same bits need the same order of sums
-distill_model(sys.argv[1], read_recipe(sys.argv[2]), sys.argv[3])
+fff.distill(sys.argv[1], recipe=read_recipe(sys.argv[2]), output=sys.argv[3])
 """
 
 
@@ -116,7 +127,7 @@ def test_a_killed_run_resumes_to_the_same_bits(converted: Callable[[str], Path],
     stage = {"steps": 8, "eval_steps": 2, "dropout": True}
     recipe = recipe_of(text, {"logits": 1.0, "mlm": 1.0}, **stage)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()), encoding="utf-8")
-    distill_model(source, recipe, tmp_path / "whole")
+    distill_folder(source, DistillOptions(recipe=recipe, output=tmp_path / "whole"))
     command = [
         sys.executable,
         "-c",
@@ -133,7 +144,7 @@ def test_a_killed_run_resumes_to_the_same_bits(converted: Callable[[str], Path],
     process.kill()
     process.wait()
     assert not (tmp_path / "out").exists()
-    distill_model(source, recipe, tmp_path / "out")
+    distill_folder(source, DistillOptions(recipe=recipe, output=tmp_path / "out"))
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
@@ -148,11 +159,12 @@ def test_checkpoints_of_another_run_are_refused(encoder: Path, text: Path, tmp_p
 
     monkeypatch.setattr(DistillTrainer, "train", stop)
     with pytest.raises(KeyboardInterrupt):
-        distill_model(encoder, recipe_of(text, GOALS), tmp_path / "out")
+        distill_folder(encoder, DistillOptions(recipe=recipe_of(text, GOALS), output=tmp_path / "out"))
     monkeypatch.undo()
-    with pytest.raises(FFFError, match=r"another run.*--restart"):
-        distill_model(encoder, recipe_of(text, GOALS, steps=2), tmp_path / "out")
-    distill_model(encoder, recipe_of(text, GOALS, steps=2), tmp_path / "out", restart=True)
+    other = DistillOptions(recipe=recipe_of(text, GOALS, steps=2), output=tmp_path / "out")
+    with pytest.raises(FFFError, match=r"another run.*`restart=True`"):
+        distill_folder(encoder, other)
+    distill_folder(encoder, replace(other, restart=True))
 
 
 SHARDED = {
@@ -167,7 +179,8 @@ import sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
-from fffconvert.distillation import distill_model, read_recipe
+import fffconvert as fff
+from fffconvert.distillation import read_recipe
 from fffconvert.distillation.trainer import DistillTrainer
 usual = DistillTrainer._save_checkpoint
 def save(self, *args):
@@ -181,7 +194,7 @@ def start(self, *args, **options):
     if sys.argv[4] == "fsdp":  # accelerate shards on accelerators alone; torch does on processors too
         self.distributed_type = DistributedType.MULTI_GPU
 PartialState.__init__ = start
-distill_model(sys.argv[1], read_recipe(sys.argv[2]), sys.argv[3])
+fff.distill(sys.argv[1], recipe=read_recipe(sys.argv[2]), output=sys.argv[3])
 """
 
 
@@ -190,7 +203,7 @@ distill_model(sys.argv[1], read_recipe(sys.argv[2]), sys.argv[3])
 def test_two_processes_train_as_one_with_twice_the_batch(way: str, encoder: Path, text: Path, tmp_path: Path):
     goals = {**GOALS, "block_outputs": 0.5, "attention": 0.5}
     recipe = recipe_of(text, goals)
-    distill_model(encoder, recipe, tmp_path / "one")
+    distill_folder(encoder, DistillOptions(recipe=recipe, output=tmp_path / "one"))
     halves = replace(recipe, stages=(replace(recipe.stages[0], batch_size=4),))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(halves.to_dict()), encoding="utf-8")
     (tmp_path / "run.py").write_text(LAUNCHED, encoding="utf-8")
@@ -215,16 +228,20 @@ def test_two_processes_train_as_one_with_twice_the_batch(way: str, encoder: Path
 def test_accumulated_passes_train_as_one_batch(converted: Callable[[str], Path], text: Path, tmp_path: Path):
     # All sums but that over pairs of sentences add up over passes.
     recipe = recipe_of(text, {"hidden_states": 1.0, "mlm": 1.0, "embedding_cosine": 1.0})
-    distill_model(converted("masked"), recipe, tmp_path / "one")
+    distill_folder(converted("masked"), DistillOptions(recipe=recipe, output=tmp_path / "one"))
     parts = replace(recipe, stages=(replace(recipe.stages[0], batch_size=2, accumulation=4),))
-    distill_model(converted("masked"), parts, tmp_path / "parts")
+    distill_folder(converted("masked"), DistillOptions(recipe=parts, output=tmp_path / "parts"))
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
 
 def test_a_loss_that_is_no_number_stops_with_step_rows_and_layer(encoder: Path, text: Path, tmp_path: Path):
     with pytest.raises(FFFError) as caught:
-        distill_model(
-            encoder, recipe_of(text, GOALS, learning_rate=1e30, clip=0.0, warmup=0.0), tmp_path / "out"
+        distill_folder(
+            encoder,
+            DistillOptions(
+                recipe=recipe_of(text, GOALS, learning_rate=1e30, clip=0.0, warmup=0.0),
+                output=tmp_path / "out",
+            ),
         )
     message = str(caught.value)
     assert "at step 2" in message
@@ -235,7 +252,8 @@ def test_a_loss_that_is_no_number_stops_with_step_rows_and_layer(encoder: Path, 
 
 FULL = """
 import resource, sys
-from fffconvert.distillation import distill_model, read_recipe, trainer
+import fffconvert as fff
+from fffconvert.distillation import read_recipe, trainer
 usual = trainer.DistillTrainer._save_checkpoint
 def save(self, *args):
     if self.state.global_step > 2:
@@ -244,7 +262,7 @@ def save(self, *args):
 trainer.DistillTrainer._save_checkpoint = save
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-distill_model(sys.argv[1], read_recipe(sys.argv[2]), sys.argv[3])
+fff.distill(sys.argv[1], recipe=read_recipe(sys.argv[2]), output=sys.argv[3])
 """
 
 
@@ -259,7 +277,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(encoder: Path, text: Path, 
     assert "the last good one is" in done.stderr
     kept = list((tmp_path / ".out.training/stage-0").glob("checkpoint-*"))
     assert [path.name for path in kept] == ["checkpoint-2"]
-    distill_model(encoder, recipe_of(text, GOALS), tmp_path / "out")
+    distill_folder(encoder, DistillOptions(recipe=recipe_of(text, GOALS), output=tmp_path / "out"))
     assert len(losses(tmp_path / "out")) == 6
 
 
@@ -271,14 +289,14 @@ def test_out_of_memory_names_the_knobs(encoder: Path, text: Path, tmp_path: Path
 
     monkeypatch.setattr(Distiller, "forward", exhaust)
     with pytest.raises(FFFError, match=r"batch_size 8.*accumulation"):
-        distill_model(encoder, recipe_of(text, GOALS), tmp_path / "out")
+        distill_folder(encoder, DistillOptions(recipe=recipe_of(text, GOALS), output=tmp_path / "out"))
 
 
 def test_it_stops_when_nothing_improves_and_goes_back_to_the_best(encoder: Path, text: Path, tmp_path: Path):
     recipe = recipe_of(
         text, GOALS, steps=40, learning_rate=3e-2, schedule="constant", patience=1, eval_steps=2
     )
-    found = distill_model(encoder, recipe, tmp_path / "out")
+    found = distill_folder(encoder, DistillOptions(recipe=recipe, output=tmp_path / "out"))
     evaluated = [line["eval_loss"] for line in journal(tmp_path / "out") if "eval_loss" in line]
     assert found.training["steps"] < 40
     assert found.training["eval_loss"] == min(evaluated) < evaluated[-1]
@@ -290,7 +308,7 @@ def test_stages_follow_one_another(encoder: Path, text: Path, tmp_path: Path):
         from_dict(Recipe, {"stages": [{"kind": "blocks", "steps": 5, "learning_rate": 2e-3}]}).stages[0]
     )
     recipe = replace(recipe, stages=(blocks, recipe.stages[0]))
-    found = distill_model(encoder, recipe, tmp_path / "out")
+    found = distill_folder(encoder, DistillOptions(recipe=recipe, output=tmp_path / "out"))
     lines = journal(tmp_path / "out")
     assert found.training["steps"] == 11
     assert [line["stage"] for line in lines if "loss" in line] == ["blocks"] * 5 + ["end-to-end"] * 6
@@ -311,19 +329,22 @@ def test_a_cached_teacher_trains_as_a_live_one(converted: Callable[[str], Path],
         "mlm": 1.0,
     }
     live = recipe_of(text, goals, steps=4, learning_rate=1e-3)
-    cached = replace(live, cache=str(tmp_path / "cache"), cache_top=64)
-    distill_model(converted("masked"), cached, tmp_path / "cached")
-    folders = list((tmp_path / "cache").iterdir())
+    cached = replace(live, cache=True, cache_top=64)
+    distill_folder(converted("masked"), DistillOptions(recipe=cached, output=tmp_path / "cached"))
+    folders = list(folder_of("teachers").iterdir())
     stamps = [path.stat().st_mtime_ns for path in folders[0].iterdir()]
-    distill_model(converted("masked"), cached, tmp_path / "again")
+    distill_folder(converted("masked"), DistillOptions(recipe=cached, output=tmp_path / "again"))
     assert [path.stat().st_mtime_ns for path in folders[0].iterdir()] == stamps
     assert losses(tmp_path / "again") == losses(tmp_path / "cached")
     # One pass over the rows: a cache has one mask a row, and so has a live run that draws each row once.
-    distill_model(converted("masked"), live, tmp_path / "live")
+    distill_folder(converted("masked"), DistillOptions(recipe=live, output=tmp_path / "live"))
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=0.02)
     with pytest.raises(FFFError, match="attention maps"):
-        distill_model(
-            converted("masked"), replace(recipe_of(text, {"attention": 1.0}), cache="x"), tmp_path / "other"
+        distill_folder(
+            converted("masked"),
+            DistillOptions(
+                recipe=replace(recipe_of(text, {"attention": 1.0}), cache=True), output=tmp_path / "other"
+            ),
         )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fffconvert.cli.estimate import Phase, Sweep
 from typer.testing import CliRunner
 
 from fffconvert.cli import app
-from fffconvert.cli.estimate import Phase, Sweep
 from fffconvert.estimation import sweeps, workload
 
 

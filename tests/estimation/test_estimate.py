@@ -175,10 +175,10 @@ def test_any_module_is_estimated():
         ({"active_fraction": 0.5, "trees": 2}, "expected one of them"),
         ({"active_fraction": 0.001}, "less than one tree of depth 11"),
         ({"hardware": "abacus"}, "unknown hardware 'abacus'; expected this"),
-        ({"dtype": "float8"}, "dtype is 'float8'"),
-        ({"phase": "dream"}, "phase is 'dream'; expected one of prefill, decode, train"),
+        ({"dtype": "float8"}, "`dtype` is 'float8'"),
+        ({"phase": "dream"}, "`phase` is 'dream'; expected one of prefill, decode, train"),
         ({"phase": "decode"}, "does not generate"),
-        ({"tokens": -1}, "tokens is -1"),
+        ({"train_tokens": -1}, "`train_tokens` is -1"),
     ],
 )
 def test_the_impossible_is_refused_in_one_line(options: dict[str, object], message: str):
@@ -260,7 +260,7 @@ def test_decode_counts_the_cache_of_keys_and_values():
 
 
 def test_training_counts_three_passes_and_the_teacher():
-    found = fff.estimate("bert-base", tokens=10**6, hardware="a100").to_dict()
+    found = fff.estimate("bert-base", train_tokens=10**6, hardware="a100").to_dict()
     training, macs = found["training"], found["macs_per_token"]["total"]
     assert training["dense_flops"] == pytest.approx(6e6 * macs)
     assert training["distillation_flops"] == pytest.approx(training["converted_flops"] + 2e6 * macs)

@@ -87,9 +87,7 @@ def test_seeds_and_their_median(save: Callable[..., Path], tmp_path: Path):
     for name, count in (("train", 40), ("dev", 15)):
         pairs = [{"sentence1": row["sentence"], "sentence2": "ba", **row} for row in rows(count)]
         write_rows(tmp_path / f"rte/{name}.jsonl", pairs)
-    results = fff.evaluate(
-        save("encoder"), ["rte"], data_dir=tmp_path, cache=tmp_path / "cache", seeds=3, epochs=1
-    )
+    results = fff.evaluate(save("encoder"), ["rte"], data_dir=tmp_path, seeds=3, epochs=1)
     row = results["tasks"]["rte"]
     assert len(row["seeds"]) == 3
     assert row["value"] == sorted(row["seeds"])[1]
@@ -97,4 +95,4 @@ def test_seeds_and_their_median(save: Callable[..., Path], tmp_path: Path):
     assert row["source"] == "rte/dev.jsonl"
     write_rows(tmp_path / "rte/dev.jsonl", [{"sentence1": "ba", "sentence2": "bo", "label": 2}])
     with pytest.raises(FFFError, match="row 1: label is 2; expected 0 to 1"):
-        fff.evaluate(save("encoder"), ["rte"], data_dir=tmp_path, cache=tmp_path / "cache")
+        fff.evaluate(save("encoder"), ["rte"], data_dir=tmp_path)

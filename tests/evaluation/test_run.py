@@ -28,7 +28,7 @@ logging.disable_progress_bar()
 
 
 def call(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
 
 
 def one_line(result: Any) -> str:
@@ -42,7 +42,7 @@ def one_line(result: Any) -> str:
 @pytest.fixture
 def place(tmp_path: Path, data: Path) -> list[object]:
     """Options of every call."""
-    return ["--data-dir", data, "--cache", tmp_path / "cache"]
+    return ["--data-dir", data]
 
 
 def test_the_document(save: Callable[..., Path], place: list[object], tmp_path: Path):
@@ -100,9 +100,7 @@ def test_groups_leave_out_what_is_not_there(save: Callable[..., Path], place: li
 )
 def test_every_kind_of_task(kind: str, task: str, save: Callable[..., Path], data: Path, tmp_path: Path):
     pytest.importorskip("sklearn")
-    results = fff.evaluate(
-        save(kind), [task], teacher=save(kind, 1), data_dir=data, cache=tmp_path / "cache", limit=8
-    )
+    results = fff.evaluate(save(kind), [task], teacher=save(kind, 1), data_dir=data, limit=8)
     row = results["tasks"][task]
     assert np.isfinite(row["value"])
     assert row["ci95"] is None or row["ci95"][0] <= row["ci95"][1]
@@ -116,7 +114,7 @@ def test_every_kind_of_task(kind: str, task: str, save: Callable[..., Path], dat
 
 
 def test_bytes_of_a_whole_text(save: Callable[..., Path], data: Path, tmp_path: Path):
-    results = fff.evaluate(save("causal"), ["perplexity"], data_dir=data, cache=tmp_path / "cache")
+    results = fff.evaluate(save("causal"), ["perplexity"], data_dir=data)
     row = results["tasks"]["perplexity"]
     text = (data / "text/wikitext2/wiki.test.raw.txt").read_text()
     assert row["bytes"] == len(text.encode())
@@ -155,7 +153,7 @@ def test_a_deployed_model_is_measured_anew(build: Any, tokenizer: Any, data: Pat
         return fff.evaluate(model, ["sts-b"], cache=tmp_path / cache, **options)["tasks"]["sts-b"]["value"]
 
     before = value("shared")
-    fff.deploy(model, "reference", "int8")
+    fff.deploy(model, backend="reference", dtype="int8")
     assert value("shared") == value("fresh") != before
 
 
@@ -195,11 +193,10 @@ def test_models_in_memory(build: Any, tokenizer: Any, data: Path, tmp_path: Path
         teacher=build("encoder"),
         tokenizer=tokenizer,
         data_dir=data,
-        cache=tmp_path,
     )
     assert results["tasks"]["sts-b"]["retained"] == 1.0
     with pytest.raises(FFFError, match="model BertModel has no tokenizer"):
-        fff.evaluate(build("encoder"), ["sts-b"], data_dir=data, cache=tmp_path)
+        fff.evaluate(build("encoder"), ["sts-b"], data_dir=data)
 
 
 def test_a_teacher_with_another_tokenizer_or_width(save: Callable[..., Path], place: list[object]):
@@ -224,9 +221,9 @@ def test_a_teacher_with_another_tokenizer_or_width(save: Callable[..., Path], pl
         (["--task", "mlm"], "got a BertModel; expected a masked"),
         (["--task", "perplexity"], "got a BertModel; expected a causal"),
         (["--task", "mlm", "--text", "none.txt"], "text file none.txt does not exist"),
-        (["--task", "sts-b", "--control", "ablated"], "expected NAME=MODEL"),
+        (["--task", "sts-b", "--control", "ablated"], "--control is 'ablated'; expected a name"),
         (["--task", "sts-b", "--control", "value=x"], "cannot be called so"),
-        (["--task", "sts-b", "--limit", "1"], "Invalid value for '--limit'"),
+        (["--task", "sts-b", "--limit", "1"], "--limit is 1; expected at least 2"),
         (["--task", "sts-b", "--teacher", "./none"], "no model folder ./none"),
         (["--task", "sts-b", "--device", "abacus"], "device abacus cannot be used"),
     ],

@@ -205,7 +205,7 @@ def test_tables(save: Callable[..., Path], convert: Any, data: Path, tmp_path: P
     ]
     for task in ("robustness", "ablation", "routing"):
         arguments += ["--task", task]
-    result = CliRunner().invoke(app, ["eval", *map(str, arguments)])
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     for text in (
         "routing overlap",

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from fffconvert.fit.kept import KeptLayers
-from fffconvert.recipe import Recipe
-from test_convert import BY_NAME, batches
+from test_conversion import BY_NAME, batches
 from transformers import BertConfig, BertModel
 
 from fffconvert.conversion import convert_model, fit_blocks, prepare
+from fffconvert.fit.fitted import Fitted
+from fffconvert.options import ConvertOptions
 
-RECIPE = Recipe(depth=1, leaf_width=2)
+OPTIONS = ConvertOptions(depth=1, leaf_width=2)
 
 
 class Stopped(Exception):
@@ -25,31 +25,33 @@ class Stopped(Exception):
 def test_a_stopped_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     case = BY_NAME["bert"]
     whole = case.build()
-    expected = fit_blocks(whole, prepare(whole, RECIPE, batches(case), None, case.inputs()))
+    expected = fit_blocks(
+        whole, prepare(whole, OPTIONS.replace(calibration=batches(case), example_inputs=case.inputs()))
+    )
     saved: list[str] = []
-    save = KeptLayers.save
+    save = Fitted.save
 
-    def stop(self: KeptLayers, name: str, *rest) -> None:
+    def stop(self: Fitted, name: str, *rest) -> None:
         save(self, name, *rest)
         saved.append(name)
         raise Stopped
 
     model = case.build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    prepared = prepare(model, RECIPE, batches(case), None, case.inputs())
-    monkeypatch.setattr(KeptLayers, "save", stop)
+    prepared = prepare(model, OPTIONS.replace(calibration=batches(case), example_inputs=case.inputs()))
+    monkeypatch.setattr(Fitted, "save", stop)
     with pytest.raises(Stopped):
-        fit_blocks(model, prepared, KeptLayers(tmp_path / "kept", "one"))
+        fit_blocks(model, prepared, Fitted("one"))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    monkeypatch.setattr(KeptLayers, "save", save)
-    kept = KeptLayers(tmp_path / "kept", "one")
-    assert kept.load(saved[0], prepared.specs[saved[0]]) is not None
-    found = fit_blocks(model, prepared, kept)
+    monkeypatch.setattr(Fitted, "save", save)
+    stored = Fitted("one")
+    assert stored.load(saved[0], prepared.specs[saved[0]]) is not None
+    found = fit_blocks(model, prepared, stored)
     assert [dataclasses.asdict(a) for a in found] == [dataclasses.asdict(b) for b in expected]
     states = model.state_dict(), whole.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
-    kept.clear()
-    assert not (tmp_path / "kept").exists()
+    stored.clear()
+    assert not stored.folder.exists()
 
 
 def test_a_conversion_does_not_go_on_with_layers_of_other_weights_or_text(tmp_path: Path, monkeypatch):
@@ -66,22 +68,22 @@ def test_a_conversion_does_not_go_on_with_layers_of_other_weights_or_text(tmp_pa
         text.write_text("\n\n".join(lines))
 
     def convert(name: str) -> dict[str, torch.Tensor]:
-        recipe = Recipe(depth=1, tokens=2000, length=16)
-        convert_model(str(source), recipe, tmp_path / name, calibration=[str(text)])
+        options = ConvertOptions(depth=1, tokens=2000, length=16, calibration=text, output=tmp_path / name)
+        convert_model(str(source), options)
         return BertModel.from_pretrained(tmp_path / name).state_dict()
 
-    save = KeptLayers.save
+    save = Fitted.save
 
-    def stop(self: KeptLayers, name: str, *rest) -> None:
+    def stop(self: Fitted, name: str, *rest) -> None:
         save(self, name, *rest)
         raise Stopped
 
     write(0, words=0)
     for number, now in enumerate([(1, 0), (1, 1000)]):
-        monkeypatch.setattr(KeptLayers, "save", stop)
+        monkeypatch.setattr(Fitted, "save", stop)
         with pytest.raises(Stopped):
             convert(f"out{number}")
-        monkeypatch.setattr(KeptLayers, "save", save)
+        monkeypatch.setattr(Fitted, "save", save)
         write(*now)
         found, expected = convert(f"out{number}"), convert(f"fresh{number}")
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -90,8 +92,8 @@ def test_a_conversion_does_not_go_on_with_layers_of_other_weights_or_text(tmp_pa
 def test_layers_of_another_recipe_are_forgotten(tmp_path: Path):
     case = BY_NAME["bert"]
     model = case.build()
-    prepared = prepare(model, RECIPE, batches(case), None, case.inputs())
-    fit_blocks(model, prepared, KeptLayers(tmp_path / "kept", "one"))
+    prepared = prepare(model, OPTIONS.replace(calibration=batches(case), example_inputs=case.inputs()))
+    fit_blocks(model, prepared, Fitted("one"))
     name, spec = next(iter(prepared.specs.items()))
-    assert KeptLayers(tmp_path / "kept", "one").load(name, spec) is not None
-    assert KeptLayers(tmp_path / "kept", "other").load(name, spec) is None
+    assert Fitted("one").load(name, spec) is not None
+    assert Fitted("other").load(name, spec) is None

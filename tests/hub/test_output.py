@@ -89,14 +89,14 @@ class TestRefused:
     def test_an_existing_folder(self, model: PreTrainedModel, tmp_path: Path):
         write(model, tmp_path / "out")
         before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
-        with pytest.raises(FFFError, match="out exists; choose another -o, or add --overwrite"):
+        with pytest.raises(FFFError, match="out exists; choose another `output`, or add `overwrite=True`"):
             write(model, tmp_path / "out")
         assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()} == before
 
     @pytest.mark.parametrize("kind", ["folder", "file"])
     def test_to_overwrite_what_is_not_ours(self, model: PreTrainedModel, tmp_path: Path, kind: str):
         (tmp_path / "out").mkdir() if kind == "folder" else (tmp_path / "out").touch()
-        with pytest.raises(FFFError, match=r"holds no fffconvert.yaml, so --overwrite leaves it alone"):
+        with pytest.raises(FFFError, match=r"holds no fffconvert.yaml, so `overwrite` leaves it alone"):
             write(model, tmp_path / "out", overwrite=True)
 
     def test_a_folder_below_a_file(self, model: PreTrainedModel, tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fffconvert.errors import FFFError
-from fffconvert.planning.file import read_shapes, write_plan
+from fffconvert.planning.file import Plan, PlannedBlock
 
 
 @pytest.mark.parametrize(
@@ -23,20 +23,30 @@ def test_files_that_are_no_plan_are_refused(text: str, message: str, tmp_path: P
     path = tmp_path / "plan.yaml"
     path.write_text(text)
     with pytest.raises(FFFError, match=message):
-        read_shapes(path)
+        Plan.read(path)
     with pytest.raises(FFFError, match="cannot be read"):
-        read_shapes(tmp_path / "none.yaml")
+        Plan.read(tmp_path / "none.yaml")
 
 
-def test_what_was_written_is_read_but_for_what_is_no_shape(tmp_path: Path):
+def test_what_was_written_is_read(tmp_path: Path):
     path = tmp_path / "plan.yaml"
     path.write_text("an older one")
-    shapes = {"b": {"depth": 2, "trees": 3}, "a": {"depth": 0, "leaf_width": 8, "leaf_sparsity": 0.3}}
-    write_plan(path, "m", {name: {**shape, "sensitivity": 0.1} for name, shape in shapes.items()})
-    assert list(read_shapes(path).items()) == list(shapes.items())
+    blocks = {
+        "b": PlannedBlock(2, trees=3, sensitivity=0.1),
+        "a": PlannedBlock(0, leaf_width=8, leaf_sparsity=0.3, expected_error=0.2),
+    }
+    Plan(blocks, "m").save(path)
+    found = Plan.read(path)
+    assert list(found.blocks.items()) == list(blocks.items())
+    assert (found.model, found.curves) == ("m", ())
     assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"]
 
 
+def test_what_is_no_part_of_a_plan_is_left_out(tmp_path: Path):
+    (tmp_path / "plan.yaml").write_text("blocks: {x: {depth: 3, note: by hand}}")
+    assert Plan.read(tmp_path / "plan.yaml").shapes["x"]["depth"] == 3
+
+
 def test_a_plan_that_cannot_be_written_is_one_line(tmp_path: Path):
-    with pytest.raises(FFFError, match=r"^cannot write .*plan\.yaml: .*; choose another -o$"):
-        write_plan(tmp_path / "none" / "plan.yaml", "m", {"a": {"depth": 1}})
+    with pytest.raises(FFFError, match=r"^cannot write .*plan\.yaml: .*; choose another `output`$"):
+        Plan({"a": PlannedBlock(1)}, "m").save(tmp_path / "none" / "plan.yaml")

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from fffconvert.recipe import Recipe
-from test_convert import BY_NAME, batches
+from test_conversion import BY_NAME, batches
 from typer.testing import CliRunner
 
 import fffconvert as fff
 from fffconvert.cli import app
 from fffconvert.conversion import fit_blocks, prepare
 from fffconvert.errors import FFFError
+from fffconvert.options import ConvertOptions
 from fffconvert.planning import search
-from fffconvert.planning.file import read_shapes, write_plan
+from fffconvert.planning.file import Plan
 from fffconvert.planning.search import Choice, Curve, spend
 from fffconvert.tree import FFFLayer
 
@@ -86,7 +86,8 @@ def test_speedup_is_that_of_the_whole_model():
 def test_measured_plans_convert_the_model(name: str, tmp_path: Path):
     case = BY_NAME[name]
     model = case.build()
-    prepared = prepare(model, Recipe(depth=1), batches(case), None, case.inputs())
+    text = {"calibration": batches(case), "example_inputs": case.inputs()}
+    prepared = prepare(model, ConvertOptions(depth=1, **text))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     curves = search.measure_curves(model, prepared)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
@@ -97,10 +98,12 @@ def test_measured_plans_convert_the_model(name: str, tmp_path: Path):
         assert list(errors) == sorted(errors, reverse=True)
         assert "leaf_sparsity" in found.choices[-1].shape  # nothing comes nearer to the block than itself
     chosen = spend(curves, budget=0.5)
-    write_plan(tmp_path / "plan.yaml", name, search.plan_blocks(curves, chosen))
-    shapes = read_shapes(tmp_path / "plan.yaml")
-    assert shapes == {name: choice.shape for name, choice in chosen.items()}
-    prepared = prepare(model, Recipe(depth=0, shapes=shapes), batches(case), None, case.inputs())
+    plan = fff.plan(model, budget=0.5, output=tmp_path / "plan.yaml", **text)
+    assert plan.curves == tuple(curves)
+    assert Plan.read(tmp_path / "plan.yaml").blocks == plan.blocks
+    usual = {"trees": 1, "trunk": 0, "leaf_width": 0, "leaf_sparsity": 0.0}
+    assert plan.shapes == {name: {**usual, **choice.shape} for name, choice in chosen.items()}
+    prepared = prepare(model, ConvertOptions(plan=tmp_path / "plan.yaml", **text))
     results = fit_blocks(model, prepared)
     assert [result.active_fraction for result in results] == [
         pytest.approx(chosen[c.name].macs / c.macs) for c in curves
@@ -112,8 +115,11 @@ def test_measured_plans_convert_the_model(name: str, tmp_path: Path):
 def test_a_plan_of_another_model_is_refused():
     case = BY_NAME["bert"]
     with pytest.raises(FFFError, match=r"names block 'other'"):
-        prepare(
-            case.build(), Recipe(depth=0, shapes={"other": {"depth": 1}}), batches(case), None, case.inputs()
+        fff.convert(
+            case.build(),
+            plan=Plan.of_shapes({"other": {"depth": 1}}),
+            calibration=batches(case),
+            example_inputs=case.inputs(),
         )
 
 
@@ -126,9 +132,9 @@ def test_curves_are_drawn(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", "x"], "exactly one of --budget, --speedup and --max-error"),
-        (["plan", "x", "--budget", "0.1", "--speedup", "2"], "exactly one"),
-        (["plan", "x", "--budget", "-1"], "budget is -1.0; expected more than 0"),
+        (["plan", "x", "-o", "y"], "exactly one of --budget, --speedup and --max-error"),
+        (["plan", "x", "-o", "y", "--budget", "0.1", "--speedup", "2"], "exactly one"),
+        (["plan", "x", "-o", "y", "--budget", "-1"], "--budget is -1.0; expected more than 0"),
         (["convert", "x", "-o", "y"], "exactly one of --depth and --plan"),
         (["convert", "x", "-o", "y", "--depth", "1", "--plan", "z"], "exactly one of --depth and --plan"),
     ],

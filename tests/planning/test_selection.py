@@ -9,8 +9,9 @@ import fffconvert as fff
 from fffconvert.benchmarks.model import torch_models
 from fffconvert.errors import FFFError
 from fffconvert.location import Sites, locate
+from fffconvert.options import ConvertOptions
 from fffconvert.planning import FFFSpec, LayerForm
-from fffconvert.planning.selection import plan, select
+from fffconvert.planning.selection import select, specs_for
 
 CASE = next(case for case in ARCHITECTURES if case.name == "bert")
 
@@ -40,10 +41,10 @@ def test_patterns_choose_blocks(located, include: list[str], exclude: list[str],
 @pytest.mark.parametrize(
     ("include", "exclude", "message"),
     [
-        (["nowhere"], [], "--include 'nowhere' matches nothing; blocks are named like"),
+        (["nowhere"], [], "`include` 'nowhere' matches nothing; blocks are named like"),
         (["attention"], [], "matches modules, but none that is a feedforward block"),
-        ([], ["nowhere"], "--exclude 'nowhere' matches nothing"),
-        ([], ["layer.*"], "--exclude leaves none of the 2 blocks"),
+        ([], ["nowhere"], "`exclude` 'nowhere' matches nothing"),
+        ([], ["layer.*"], "`exclude` leaves none of the 2 blocks"),
     ],
     ids=["nothing", "no block", "exclude nothing", "exclude everything"],
 )
@@ -59,7 +60,7 @@ def test_a_model_without_blocks_is_refused(located):
 
 @pytest.mark.parametrize("form", LayerForm)
 def test_plan_takes_widths_and_activation_from_the_block(located, form: LayerForm):
-    specs = plan(located[0], depth=3, trees=2, trunk=1, form=form)
+    specs = specs_for(located[0], ConvertOptions(depth=3, trees=2, trunk=1, layer=form))
     assert set(specs) == {site.name for site in located[0]}
     expected = FFFSpec(24, 24, 3, 2, 1, branch_outputs=form is LayerForm.BRANCH, activation="gelu")
     assert set(specs.values()) == {expected}
@@ -68,9 +69,9 @@ def test_plan_takes_widths_and_activation_from_the_block(located, form: LayerFor
 def test_an_activation_that_layers_lack_is_refused_with_the_block():
     case = next(case for case in HANDWRITTEN if case.name == "custom-activation")
     sites = locate(case.build(), case.inputs())
-    message = rf"block {sites[0].name} has an activation that FFF layers lack \(custom\); .*--exclude"
+    message = rf"block {sites[0].name} has an activation that FFF layers lack \(custom\); .*`exclude`"
     with pytest.raises(FFFError, match=message):
-        plan(sites, depth=2, form=LayerForm.PAPER)
+        specs_for(sites, ConvertOptions(depth=2, layer=LayerForm.PAPER))
     with pytest.raises(FFFError, match=message):
         fff.convert(case.build(), depth=2, calibration=[case.inputs()] * 2, example_inputs=case.inputs())
     with pytest.raises(FFFError, match=message):

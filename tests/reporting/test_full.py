@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import random
@@ -16,14 +15,12 @@ import torch
 from transformers import BertConfig, BertModel
 from typer.testing import CliRunner
 
-from fffconvert.benchmarks import ModelBench, bench_model
+from fffconvert.benchmarks import bench
 from fffconvert.cli import app
-from fffconvert.cli import report as command
 from fffconvert.errors import FFFError
 from fffconvert.evaluation import metrics
-from fffconvert.evaluation.sweep import Grid
-from fffconvert.reporting import full
-from fffconvert.reporting.full import FullSettings, full_report
+from fffconvert.reporting import full, report
+from fffconvert.store import write_json
 
 WORDS = [f"{first}{second}" for first in "bdfgkl" for second in ("a", "e", "i", "o", "u")]
 
@@ -76,7 +73,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(full, "GRID", Grid(depths=(1, 2)))
+    monkeypatch.setattr(full, "DEPTHS", (1, 2))
+    monkeypatch.setattr(full, "TREES", (1,))
     monkeypatch.setattr(full, "PATH_DEPTH", 3)
     monkeypatch.setattr(full, "LEAF_DEPTH", 1)
     monkeypatch.setattr(full, "EPOCHS", 1)
@@ -84,40 +82,43 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "RESAMPLES", 20)
     documents: list[dict[str, Any]] = []
 
-    def short(settings: ModelBench) -> dict[str, Any]:
+    def short(model: Path, **options: Any) -> None:
         """Times the first model alone, and briefly: each of its runtimes is a process that loads torch."""
         if not documents:
-            documents.append(bench_model(dataclasses.replace(settings, seconds=0.1)))
-        return documents[0] | {"model": settings.model}
+            documents.append(bench(model, **{**options, "seconds": 0.1}))
+        write_json(model / full.BENCHMARK, documents[0] | {"model": str(model)})
 
-    monkeypatch.setattr(full, "bench_model", short)
+    monkeypatch.setattr(full, "bench", short)
 
 
 @pytest.mark.slow
 def test_is_made_by_one_call_and_goes_on_after_it_was_stopped(
     model: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    settings = FullSettings(data, tokens=2000, train_tokens=2000, limit=8)
+    settings: dict[str, Any] = {"data_dir": data, "tokens": 2000, "train_tokens": 2000, "limit": 8}
+
+    def make(**changes: Any) -> Any:
+        return report(model, tmp_path / "out", full=True, **settings | changes)
 
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(full, "run_sweep", stop)
+        patched.setattr(full, "sweep", stop)
         with pytest.raises(KeyboardInterrupt):
-            full_report(model, tmp_path / "out", settings)
+            make()
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(made) == 2 * (2 + len(full.CONTROLS))
     with pytest.raises(FFFError, match="with other settings"):
-        full_report(model, tmp_path / "out", dataclasses.replace(settings, limit=9))
+        make(limit=9)
     text = data / full.ENGLISH
     before = text.read_bytes()
     write_rows(text, [{"text": "other text of the same name"}])
     with pytest.raises(FFFError, match="of other weights or text by the same names"):
-        full_report(model, tmp_path / "out", settings)
+        make()
     text.write_bytes(before)
     said: list[str] = []
-    done = full_report(model, tmp_path / "out", settings, said.append)
+    done = make(progress=said.append)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == made
     assert not [line for line in said if "convert to" in line or "train on" in line or "control" in line]
     assert not done.page.missing
@@ -139,7 +140,7 @@ def run(*arguments: object) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--full",), "--full expects one MODEL, --data-dir and -o"),
+        (("--full",), "--full expects one model, --data-dir and --output"),
         (("--limit", "5"), "--limit belongs to --full"),
         (("--full", "--data-dir", "{empty}", "-o", "{out}"), "name text to fit on with --calibration"),
         (("--full", "--data-dir", "{data}", "-o", "{empty}/.."), "exists and holds no full report"),
@@ -158,8 +159,3 @@ def test_refuses_bad_input_in_one_line(
     assert len(done.stderr.splitlines()) == 1
     assert reason in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_help_states_the_defaults_of_the_settings():
-    settings = FullSettings(Path())
-    assert (settings.tokens, settings.train_tokens) == (command.TOKENS, command.TRAIN_TOKENS)

@@ -40,15 +40,15 @@ class Quality:
 
     def __init__(self, settings: ModelBench, values: dict[str, Any], folder: Path) -> None:
         if settings.task not in SIMILARITY:
-            raise FFFError(f"--task is {settings.task!r}; expected one of {', '.join(SIMILARITY)}")
+            raise FFFError(f"`task` is {settings.task!r}; expected one of {', '.join(SIMILARITY)}")
         self._rows, _ = read_table(SIMILARITY[settings.task], settings.data_dir)
         loaded = hub.load(original_name(values), trust_remote_code=settings.trust_remote_code)
         if loaded.tokenizer is None:
-            raise FFFError(f"--task {settings.task} needs a tokenizer, which {settings.model} lacks")
+            raise FFFError(f"`task={settings.task}` needs a tokenizer, which {settings.model} lacks")
         with evaluation(loaded.model):
             output = main_output(loaded.model(**example_inputs(loaded.model)))[0]
         if output == "logits":
-            raise FFFError(f"--task {settings.task} needs a model without head, found one with logits")
+            raise FFFError(f"`task={settings.task}` needs a model without head, found one with logits")
         self._tokenizer, self._config = loaded.tokenizer, loaded.model.config
         self._folder, self._size = folder, settings.sizes[0]
 

@@ -84,7 +84,7 @@ def bench(model: str | Path, options: BenchOptions) -> dict[str, Any]:
             profile = run.profile() if settings.profile else []
             described = run.described()
     if settings.generate and not causal:
-        problems.append("--generate: the model is no causal language model")
+        problems.append("`generate`: the model is no causal language model")
     jitters.append(machine.jitter())
     found = {
         "model": settings.model,
@@ -268,7 +268,7 @@ class _Run:
         """Tokens generated one by one after the first size's length, batch 1."""
         size = next((size for size in self._settings.sizes if size[0] == 1), None)
         if size is None:
-            self._problems.append("--generate needs a size with batch 1, as in --sizes 1x32")
+            self._problems.append("`generate` needs a size with batch 1, as in `sizes=1x32`")
             return []
         times: dict[str, list[int]] = {}
         names = [name for name in self._runtimes if name in GENERATING]

@@ -102,7 +102,7 @@ def stored_config(name: str) -> dict[str, Any]:
     stored = config.get("quantization_config") or {}
     if stored.get("quant_method") != "fff":
         raise FFFError(
-            f"{name} is not converted; give a converted folder, or --depth to measure it with random trees"
+            f"{name} is not converted; give a converted folder, or `depth` to measure it with random trees"
         )
     return dict(stored)
 

@@ -55,7 +55,7 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
 
 def quality(tmp_path: Path, model: Path, task: str = "sts-b") -> Quality:
     settings = ModelBench(
-        str(model), sizes=((1, 4),), original=str(model), task=task, data_dir=tmp_path / "data"
+        model=str(model), sizes=((1, 4),), original=str(model), task=task, data_dir=tmp_path / "data"
     )
     inputs.write(tmp_path, (1, 4), {name: np.ones((1, 4), np.int64) for name in NAMES}, 16)
     return Quality(settings, dataclasses.asdict(settings), tmp_path)
@@ -86,5 +86,5 @@ def test_refusals(tmp_path: Path, rows: list[dict[str, Any]]):
         quality(tmp_path, saved(tmp_path / "masked", BertForMaskedLM))
     with pytest.raises(FFFError, match="needs a tokenizer"):
         quality(tmp_path, saved(tmp_path / "mute", words=False))
-    with pytest.raises(FFFError, match="expected a converted MODEL"):
-        ModelBench("bert-base", depth=2, task="sts-b")
+    with pytest.raises(FFFError, match="expected a converted model"):
+        ModelBench(model="bert-base", depth=2, task="sts-b")

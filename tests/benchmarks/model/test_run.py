@@ -10,11 +10,11 @@ import transformers
 from typer.testing import CliRunner
 
 import fffconvert as fff
-from fffconvert.benchmarks import ModelBench
 from fffconvert.benchmarks.model import inputs, run
 from fffconvert.benchmarks.model.parts import PARTS, part_times
 from fffconvert.benchmarks.model.process import Runtime, WorkerError
 from fffconvert.benchmarks.model.run import _within_positions
+from fffconvert.benchmarks.model.settings import ModelBench
 from fffconvert.benchmarks.model.torch_models import original_name, stored_config
 from fffconvert.cli import app
 from fffconvert.errors import FFFError
@@ -120,15 +120,15 @@ def test_a_runtime_that_cannot_start_says_why(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"baselines": ("tensorrt",)}, "--baselines holds 'tensorrt'; expected some of torch,compile"),
-        ({"sizes": ()}, "--sizes is empty"),
+        ({"baselines": ("tensorrt",)}, "`baselines` holds 'tensorrt'; expected some of torch,compile"),
+        ({"sizes": ()}, "`sizes` is empty"),
         ({"sizes": ((0, 4),)}, "holds 0; expected BATCHxLENGTH"),
         ({"threads": 0}, "expected from 1"),
     ],
 )
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(FFFError, match=message):
-        ModelBench("m", **options)
+        ModelBench(model="m", **options)
 
 
 def test_what_is_compared_with_what(folders):
@@ -136,15 +136,8 @@ def test_what_is_compared_with_what(folders):
     assert original_name(settings) == str(folders / "original")
     assert original_name(settings | {"original": "other"}) == "other"
     assert original_name(settings | {"depth": 3}) == str(folders / "fff")
-    with pytest.raises(FFFError, match="is not converted; give a converted folder, or --depth"):
+    with pytest.raises(FFFError, match="is not converted; give a converted folder, or `depth`"):
         stored_config(str(folders / "original"))
-
-
-def test_the_command_wants_a_model_or_a_layer():
-    for options in ([], ["folder", "--layer"]):
-        done = CliRunner().invoke(app, ["bench", *options])
-        assert done.exit_code == 2
-        assert "expected either MODEL" in done.output
 
 
 def test_lengths_are_those_that_the_model_has_positions_for(tmp_path):
@@ -152,6 +145,6 @@ def test_lengths_are_those_that_the_model_has_positions_for(tmp_path):
     config = transformers.RobertaConfig(vocab_size=40, max_position_embeddings=34, **sizes)
     config.architectures = ["RobertaModel"]
     config.save_pretrained(tmp_path)
-    settings = ModelBench(str(tmp_path), sizes=((1, 8), (1, 64), (1, 128)), depth=1)
+    settings = ModelBench(model=str(tmp_path), sizes=((1, 8), (1, 64), (1, 128)), depth=1)
     with pytest.warns(UserWarning, match="length 64 is more than RobertaModel takes; it goes on with 32"):
         assert _within_positions(settings).sizes == ((1, 8), (1, 32))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_convert import BY_NAME
+from fffconvert.fitreport import blocks
+from fffconvert.fitreport.report import _Store
+from test_conversion import BY_NAME
 from typer.testing import CliRunner
 
 from fffconvert.cli import app, fit_tables
-from fffconvert.fitreport import blocks
-from fffconvert.fitreport.report import _Store
 from fffconvert.location import locate
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from fffconvert.fitreport import tasks
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from fffconvert.errors import FFFError
-from fffconvert.fitreport import tasks
 
 
 class Letters:

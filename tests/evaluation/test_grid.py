@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fffconvert.cli import app
-from fffconvert.evaluation import sweep
-from fffconvert.evaluation.sweep import pareto
+from fffconvert.evaluation import grid
+from fffconvert.evaluation.grid import pareto
 
 pytest.importorskip("matplotlib")
 
@@ -25,7 +25,12 @@ def call(*arguments: object) -> Any:
 def arguments(save: Callable[..., Path], data: Path, tmp_path: Path) -> list[object]:
     text = tmp_path / "calibration.txt"
     text.write_text("\n\n".join([(data / "text/wikitext2/wiki.test.raw.txt").read_text()] * 3))
-    options = ["--task", "sts-b", "--data-dir", data, "--cache", tmp_path / "cache"]
+    options = [
+        "--task",
+        "sts-b",
+        "--data-dir",
+        data,
+    ]
     fit = ["--calibration", text, "--tokens", "500"]
     return [save("encoder"), "-o", tmp_path / "sweep", "--trees", "1,2", *options, *fit]
 
@@ -47,9 +52,9 @@ def test_a_sweep_and_going_on(
     assert (tmp_path / "sweep/sweep.png").read_bytes().startswith(b"\x89PNG")
 
     converted: list[str] = []
-    convert = sweep.convert_model
+    convert = grid.convert_model
     monkeypatch.setattr(
-        sweep, "convert_model", lambda *a, **o: converted.append(a[2].name) or convert(*a, **o)
+        grid, "convert_model", lambda model, own: converted.append(own.output.name) or convert(model, own)
     )
     again = call(*arguments, "--depths", "1,2,0", "--keep")
     assert again.exit_code == 0, again.output
@@ -58,7 +63,7 @@ def test_a_sweep_and_going_on(
     assert len(list((tmp_path / "sweep/points").iterdir())) == 2
     other = call(*arguments, "--depths", "1", "--limit", "9")
     assert other.exit_code == 2
-    assert "holds a sweep that differs in limit; choose another -o" in other.stderr
+    assert "holds a sweep that differs in limit; choose another --output" in other.stderr
     assert call(*arguments, "--depths", "1").exit_code == 0
     build("encoder", 1).save_pretrained(arguments[0])  # other weights by the same name
     assert "holds a sweep that differs in weights; choose" in call(*arguments, "--depths", "1").stderr
@@ -69,8 +74,8 @@ def test_a_sweep_and_going_on(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--depths", "two"], "--depths is 'two'; expected numbers"),
-        (["--depths", ","], "the sweep names no depths"),
+        (["--depths", "two"], "Invalid value for '--depths': 'two'; expected whole numbers"),
+        (["--depths", ","], "Invalid value for '--depths': ','; expected whole numbers"),
         (["--depths", "40"], "depth is 40; expected an integer from 0 to 20"),
         (["--depths", "1", "--task", "agreement"], "task agreement states no figure of the original"),
         (["--depths", "1", "--task", "other"], "unknown task 'other'"),
