@@ -44,10 +44,20 @@ def write(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".txt.gz", ".jsonl.gz", ".parquet"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_files_of_every_kind_give_the_same_sequences(tmp_path: Path, tokenizer, kind: str, streaming: bool):
-    data = Data(train=(str(write(tmp_path, kind)),), streaming=streaming)
+    data = Data(train=(str(write(tmp_path, kind)),), streaming=streaming, lines=True)
     sequences = list(token_sequences(read_rows(data.train, data), tokenizer, data, 16))
     assert [row["length"] for row in sequences] == [len(tokenizer(text).input_ids) for text in TEXTS[:2]]
     assert sequences[0]["input_ids"] == tokenizer(TEXTS[0]).input_ids
+
+
+def test_a_text_of_a_txt_file_is_a_paragraph_unless_it_is_a_line(tmp_path: Path):
+    path = tmp_path / "texts.txt"
+    path.write_text("one\ntwo\n\nthree\n")
+    rows = {lines: read_rows([str(path)], Data(lines=lines))["text"] for lines in (False, True)}
+    assert [[text.split() for text in found if text.strip()] for found in rows.values()] == [
+        [["one", "two"], ["three"]],
+        [["one"], ["two"], ["three"]],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +115,9 @@ def test_rows_with_other_columns_are_read_too(tmp_path: Path, tokenizer, streami
     finally:
         tokenizer.chat_template = None
     (tmp_path / "doubt.jsonl").write_text(json.dumps({"sentence": "ba", "content": "be"}))
-    with pytest.raises(FFFError, match=r"doubt\.jsonl could be read by content or sentence; .*--text-column"):
+    with pytest.raises(
+        FFFError, match=r"doubt\.jsonl could be read by content or sentence; .*`text_columns`"
+    ):
         read("doubt")
 
 
@@ -121,7 +133,7 @@ def test_rows_held_out_share_no_text_with_those_trained_on():
 
 
 def test_there_must_be_text(tokenizer):
-    with pytest.raises(FFFError, match="--data"):
+    with pytest.raises(FFFError, match="`data`"):
         read_rows([], Data())
     with pytest.raises(FFFError, match="gives no sequence"):
         token_sequences(Dataset.from_dict({"text": ["ba"]}), tokenizer, Data(), 16)

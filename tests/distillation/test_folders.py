@@ -119,7 +119,7 @@ def test_a_run_does_not_go_on_with_other_weights_or_text_of_the_same_name(
         own.write_text(own.read_text() + "\n\nba be bi bo bu")
     else:
         other_weights(encoder, source)
-    with pytest.raises(FFFError, match=r"another run \(its recipe, weights or text differ\).*--restart"):
+    with pytest.raises(FFFError, match=r"another run \(its recipe, weights or text differ\).*`restart=True`"):
         distill_folder(source, DistillOptions(recipe=recipe_of(own, GOALS), output=tmp_path / "out"))
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fffconvert.cli.estimate import Phase, Sweep
 from typer.testing import CliRunner
 
 from fffconvert.cli import app
-from fffconvert.estimation import sweeps, workload
+from fffconvert.cli.estimating import Over
+from fffconvert.estimation import sweeps
 
 
 def run(*arguments: object) -> Any:
@@ -68,8 +68,8 @@ def test_the_list_names_models_and_machines_with_their_sources():
     assert "gpt3-175b" in run("--list").stdout
 
 
-@pytest.mark.parametrize("over", list(Sweep), ids=lambda over: over.value)
-def test_sweeps_write_tables_csv_and_plots(over: Sweep, tmp_path: Path):
+@pytest.mark.parametrize("over", list(Over), ids=lambda over: over.value)
+def test_sweeps_write_tables_csv_and_plots(over: Over, tmp_path: Path):
     table, picture = tmp_path / "rows.csv", tmp_path / "rows.png"
     names = ["all-minilm-l6-v2", "gpt2"]
     result = run(
@@ -85,7 +85,7 @@ def test_sweeps_write_tables_csv_and_plots(over: Sweep, tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     key = {"depth": "depth", "context": "context", "batch": "batch", "model": "model"}[over.value]
     mine = [row[key] for row in rows if row["model"] == "gpt2"]
-    assert len(set(mine)) == len(mine) >= (1 if over is Sweep.MODEL else 10)
+    assert len(set(mine)) == len(mine) >= (1 if over is Over.MODEL else 10)
     assert all(row["model_speedup"] <= row["model_speedup_limit"] for row in rows)
 
 
@@ -105,5 +105,4 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path):
 
 
 def test_choices_are_those_of_the_library():
-    assert [phase.value for phase in Phase] == [phase.value for phase in workload.Phase]
-    assert [over.value for over in Sweep] == [over.value for over in sweeps.Sweep]
+    assert [over.value for over in Over] == [over.value for over in sweeps.Sweep]

@@ -42,13 +42,8 @@ def counted(model: nn.Module, inputs: dict[str, Any]) -> int:
     return counter.get_total_flops() // 2
 
 
-@pytest.fixture(scope="module")
-def seen() -> set[str]:
-    return set()
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_dense_and_converted_equal_the_counter(case: Case, seen: set[str]):
+def test_dense_and_converted_equal_the_counter(case: Case):
     model = case.build().to("meta")
     anatomy = record(model)
     inputs = [example_inputs(model, batch=b, length=n, decoder_length=n) for b, n in SIZES]
@@ -66,13 +61,10 @@ def test_dense_and_converted_equal_the_counter(case: Case, seen: set[str]):
     for (batch, length), arguments in zip(SIZES, inputs, strict=True):
         assert sum(after.macs(Workload(batch, length)).values()) == counted(model, arguments)
     assert sum(after.parameters.values()) == sum(p.numel() for p in model.parameters())
-    seen.add(case.name)
 
 
-def test_at_least_sixty_architectures_were_compared(seen: set[str], request: pytest.FixtureRequest):
-    if len(request.session.items) < len(CASES):
-        pytest.skip("only some of the architectures were run")
-    assert len(seen) >= 60
+def test_at_least_sixty_architectures_are_compared():
+    assert len(CASES) >= 60
 
 
 @pytest.mark.parametrize(
