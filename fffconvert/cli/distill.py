@@ -10,6 +10,7 @@ import typer
 
 from fffconvert.cli.commands import AsJson, Debug, Overwrite, TextColumn, app
 from fffconvert.cli.reporting import one_line_errors, output
+from fffconvert.records import plain
 
 
 class ControlName(str, Enum):
@@ -94,8 +95,8 @@ def distill(
     chosen = read_recipe(recipe, settings)
     with output(as_json) as out:
         if dry_run:
-            out.document({"recipe": chosen.to_dict()})
-            out.show(yaml.safe_dump(chosen.to_dict(), sort_keys=False))
+            out.document({"recipe": plain(chosen)})
+            out.show(yaml.safe_dump(plain(chosen), sort_keys=False))
             return
         found = distill_model(
             model,

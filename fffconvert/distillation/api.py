@@ -18,6 +18,7 @@ from fffconvert.distillation.recipe import Objectives, Recipe, Stage, Trained
 from fffconvert.distillation.run import Trainee, run_stages
 from fffconvert.distillation.signals import placements
 from fffconvert.errors import FFFError
+from fffconvert.records import plain
 from fffconvert.store import fingerprint, written
 
 
@@ -60,7 +61,7 @@ def distill(
     trainee = Trainee(model, teacher, tokenizer, places=placements(model))
     given = None if texts is None else _plain(texts, chosen, tokenizer)
     if folder is not None:
-        content = fingerprint(chosen.to_dict(), teacher, given, local_files(chosen), repr(model))
+        content = fingerprint(plain(chosen), teacher, given, local_files(chosen), repr(model))
         _claim(Path(folder), content)
         return run_stages(trainee, chosen, Path(folder), given).model
     with tempfile.TemporaryDirectory(prefix="fffconvert-") as temporary:

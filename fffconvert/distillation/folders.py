@@ -19,6 +19,7 @@ from fffconvert.distillation.run import JOURNAL, TENSORBOARD, Trainee, run_stage
 from fffconvert.distillation.signals import placements
 from fffconvert.errors import FFFError
 from fffconvert.hub.output import METRICS, read_conversion
+from fffconvert.records import plain
 from fffconvert.store import fingerprint
 
 
@@ -72,7 +73,7 @@ def distill_model(
         "teacher": name,
         "teacher_revision": revision,
         **({"control": control.value} if control else {}),
-        "distill": recipe.to_dict(),
+        "distill": plain(recipe),
     }
     state = PartialState()
     work = path.with_name(f".{path.name}.training")
@@ -96,7 +97,7 @@ def distill_model(
         "tokens_per_second": round(trained.tokens / max(trained.seconds, 1e-9), 1),
         "eval_loss": trained.eval_loss,
         "control": control.value if control else None,
-        "recipe": recipe.to_dict(),
+        "recipe": plain(recipe),
     }
     if state.is_main_process:
         metrics = {**_earlier_metrics(source, control), "training": training}
