@@ -9,6 +9,7 @@ from fffconvert.errors import FFFError
 from fffconvert.location import locate
 from fffconvert.location.inputs import example_inputs
 from fffconvert.planning import FFFSpec
+from fffconvert.records import read
 from fffconvert.surgery import verify
 
 
@@ -57,7 +58,7 @@ def _layers(stored: dict[str, Any] | None) -> list[dict[str, Any]]:
     if stored is None:
         return []
     specs = {
-        name: FFFSpec.from_dict(values["spec"])
+        name: read(FFFSpec, values["spec"], f"the FFF layer of block {name!r}", "checkpoint")
         for name, values in hub.FFFConfig.from_dict(stored).modules.items()
     }
     return [

@@ -11,6 +11,7 @@ import typer
 from fffconvert.cli import tables
 from fffconvert.cli.commands import AsJson, Debug, Model, Overwrite, RemoteCode, TextColumn, app
 from fffconvert.cli.reporting import one_line_errors, output
+from fffconvert.records import plain
 
 
 @app.command()
@@ -50,7 +51,7 @@ def deploy(
             model, settings, destination, overwrite=overwrite, trust_remote_code=trust_remote_code
         )
         rows = [dataclasses.asdict(layer) for layer in done.layers]
-        out.document({"model": model, "tokens": TOKENS, **done.to_dict()})
+        out.document({"model": model, "tokens": TOKENS, **plain(done)})
         out.show(
             tables.deployments(rows, TOKENS),
             "error: what the row type changes in the outputs, relative root mean square on random inputs",

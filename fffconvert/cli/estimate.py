@@ -14,6 +14,7 @@ from fffconvert.cli import estimate_tables as tables
 from fffconvert.cli.commands import AsJson, Debug, RemoteCode, Revision, app
 from fffconvert.cli.reporting import Output, one_line_errors, output
 from fffconvert.planning import LayerForm
+from fffconvert.records import plain
 
 if TYPE_CHECKING:
     from fffconvert.estimation import Estimate
@@ -120,7 +121,7 @@ def estimate(
         if save_hardware is not None:
             if machine is None:
                 raise FFFError("--save-hardware needs a machine; give --hardware this")
-            save_hardware.write_text(json.dumps(machine.to_dict(), indent=2), encoding="utf-8")
+            save_hardware.write_text(json.dumps(plain(machine), indent=2), encoding="utf-8")
 
         def make(name: str) -> Estimate:
             return run(
@@ -183,7 +184,7 @@ def _compare(out: Output, estimate: Estimate, sizes: str) -> None:
 
     rows = [dataclasses.asdict(row) for row in compare(estimate, parse_sizes(sizes))]
     worst = max(abs(row["error"]) for row in rows)
-    machine = estimate.machine and estimate.machine.to_dict()
+    machine = plain(estimate.machine)
     out.document({"model": estimate.model, "hardware": machine, "rows": rows, "largest_error": worst})
     out.show(tables.comparison(rows), f"largest error of the estimate: {worst:.0%}")
 

@@ -7,7 +7,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ from fffconvert.errors import FFFError
 from fffconvert.fit.corpus import read_corpus
 from fffconvert.hub.deployment import TARGETS, Deployment, apply
 from fffconvert.hub.output import RECIPE, read_conversion, writing
+from fffconvert.records import plain
 
 RECORD = "deploy.json"
 
@@ -84,11 +84,6 @@ class Deployed:
     bytes_before: int
     bytes_after: int
     output: Path | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values: `deploy.json`."""
-        values = dataclasses.asdict(self)
-        return {**values, "output": None if self.output is None else str(self.output)}
 
 
 def deploy_folder(
@@ -182,8 +177,8 @@ def _write(
         shutil.copytree(folder, partial, dirs_exist_ok=True)
         path = partial / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["quantization_config"]["deployment"] = deployment.to_dict()
+        config["quantization_config"]["deployment"] = plain(deployment)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        document = json.dumps({"deployed_from": str(folder), **result.to_dict()}, indent=2)
+        document = json.dumps({"deployed_from": str(folder), **plain(result)}, indent=2)
         (partial / RECORD).write_text(document + "\n", encoding="utf-8")
     return Path(output).expanduser().resolve()
