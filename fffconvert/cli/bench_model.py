@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from fffconvert.cli import tables
 from fffconvert.cli.reporting import output
 from fffconvert.errors import FFFError
+
+if TYPE_CHECKING:
+    from fffconvert.benchmarks.model.rows import ModelBenchmark, ModelRow, ProfileRow
 
 Row = Mapping[str, Any]
 NAMES = {
@@ -52,37 +55,37 @@ def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
         if destination is not None:
             write_atomically(destination, found)
         out.document(found)
-        out.show(*(f"warning: {text}" for text in found["warnings"]))
+        out.show(*(f"warning: {text}" for text in found.warnings))
         out.show(tables.pairs(_machine(found)))
-        out.show(*_sizes(found["rows"]))
-        if found["generation"]:
-            out.show(_generation(found["generation"]))
-        if found["quality"]:
-            out.show(_quality(found["quality"]))
-        out.show(_runtimes(found["runtimes"]))
-        if found["profile"]:
-            out.show(_profile(found["profile"]))
-        out.show(*LEGEND, *(f"not measured: {text}" for text in found["problems"]))
+        out.show(*_sizes(found.rows))
+        if found.generation:
+            out.show(_generation(found.generation))
+        if found.quality:
+            out.show(_quality(found.quality))
+        out.show(_runtimes(found.runtimes))
+        if found.profile:
+            out.show(_profile(found.profile))
+        out.show(*LEGEND, *(f"not measured: {text}" for text in found.problems))
         if destination is not None:
             out.show(f"wrote {destination}")
 
 
-def _machine(found: Row) -> dict[str, str]:
-    machine = found["machine"]
+def _machine(found: ModelBenchmark) -> dict[str, str]:
+    machine = found.machine
     return {
-        "model": found["model"],
+        "model": found.model,
         "processor": machine["model"],
-        "threads": str(found["settings"]["threads"]),
+        "threads": str(found.settings["threads"]),
         "features": " ".join(machine["features"]),
         "torch": machine["torch"],
         "load, unevenness": f"{machine['load_1min']:.2f}, {max(machine['jitter']):.2f}",
     }
 
 
-def _sizes(rows: Sequence[Row]) -> Iterator[Table]:
-    for size in dict.fromkeys((row["batch"], row["length"]) for row in rows):
-        members = [row for row in rows if (row["batch"], row["length"]) == size]
-        cap = members[0]["amdahl_cap"]
+def _sizes(rows: Sequence[ModelRow]) -> Iterator[Table]:
+    for size in dict.fromkeys((row.batch, row.length) for row in rows):
+        members = [row for row in rows if (row.batch, row.length) == size]
+        cap = members[0].amdahl_cap
         table = _table(
             f"batch {size[0]} x {size[1]} tokens; cap {_times(cap)}",
             (
@@ -96,14 +99,17 @@ def _sizes(rows: Sequence[Row]) -> Iterator[Table]:
                 "error",
             ),
         )
-        for row in sorted(members, key=lambda row: -row["median_ms"]):
-            error = row["median_error"]
+        for row in sorted(members, key=lambda row: -row.median_ms):
+            error = row.median_error
             table.add_row(
-                NAMES[row["runtime"]],
-                f"{row['median_ms']:,.2f}",
-                f"{row['p20_ms']:,.2f}-{row['p80_ms']:,.2f}",
-                f"{row['tokens_per_second']:,.0f}",
-                *(_times(row[f"speedup_vs_{other}"]) for other in ("torch", "ort_int8", "undeployed")),
+                NAMES[row.runtime],
+                f"{row.median_ms:,.2f}",
+                f"{row.p20_ms:,.2f}-{row.p80_ms:,.2f}",
+                f"{row.tokens_per_second:,.0f}",
+                *(
+                    _times(ratio)
+                    for ratio in (row.speedup_vs_torch, row.speedup_vs_ort_int8, row.speedup_vs_undeployed)
+                ),
                 "" if error is None else f"{error:.0e}",
             )
         yield table
@@ -144,12 +150,12 @@ def _runtimes(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _profile(rows: Sequence[Row]) -> Table:
-    parts = list(rows[0]["ms"])
+def _profile(rows: Sequence[ProfileRow]) -> Table:
+    parts = list(rows[0].ms)
     table = _table("profile, ms", ("runtime", "size", *parts))
     for row in rows:
-        cells = (f"{row['ms'][part]:,.2f}" for part in parts)
-        table.add_row(NAMES[row["runtime"]], f"{row['batch']}x{row['length']}", *cells)
+        cells = (f"{row.ms[part]:,.2f}" for part in parts)
+        table.add_row(NAMES[row.runtime], f"{row.batch}x{row.length}", *cells)
     return table
 
 

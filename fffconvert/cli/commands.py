@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from fffconvert.cli import tables
 from fffconvert.cli.reporting import OneLineUsage, Output, one_line_errors, output
 from fffconvert.planning import LayerForm
+from fffconvert.records import plain
 
 if TYPE_CHECKING:
     from fffconvert.conversion import ConvertedModel
@@ -182,9 +182,10 @@ def convert(
 
 
 def _show_conversion(out: Output, done: ConvertedModel, dry_run: bool) -> None:
-    from fffconvert.hub.card import EXPECT, SAVINGS, Totals
+    from fffconvert.hub.card import EXPECT, SAVINGS
+    from fffconvert.hub.metrics import Totals
 
-    rows = [dataclasses.asdict(result) for result in done.results]
+    rows = plain(done.results)
     seconds = round(done.seconds, 1)
     out.document({"output": str(done.output), "seconds": seconds, "dry_run": dry_run, "blocks": rows})
     out.show(tables.layers(rows))
@@ -193,7 +194,7 @@ def _show_conversion(out: Output, done: ConvertedModel, dry_run: bool) -> None:
         return
     out.show(
         tables.routing(rows),
-        *Totals.of(rows).lines(),
+        *Totals.of(done.results).lines(),
         EXPECT,
         SAVINGS,
         f"wrote {done.output} in {seconds:.0f} s; next: fffconvert inspect {done.output}",
@@ -211,13 +212,14 @@ def demo(
 ) -> None:
     """Convert a small sentence encoder that comes as a Python package, and compare it with the original."""
     from fffconvert.demo import run_demo
-    from fffconvert.hub.card import EXPECT, SAVINGS, Totals
+    from fffconvert.hub.card import EXPECT, SAVINGS
+    from fffconvert.hub.metrics import Totals
 
     with output(as_json) as out:
         report = run_demo(destination, overwrite=overwrite, progress=out.show)
         out.document(report)
         out.show(
-            tables.layers(report["blocks"]),
+            tables.layers(plain(report["blocks"])),
             tables.similarity(report["similarity"]),
             _verdict(report["similarity"], report["verdict"]),
             *Totals.of(report["blocks"]).lines(),
@@ -257,8 +259,7 @@ def info(as_json: AsJson = False, debug: Debug = False) -> None:
     with output(as_json) as out:
         versions = {"fffconvert": __version__, "python": platform.python_version()}
         versions |= {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
-        processor = dataclasses.asdict(cpu())
-        listed = [dataclasses.asdict(backend) for backend in backends()]
+        processor, listed = plain(cpu()), plain(backends())
         out.document({"versions": versions, "cpu": processor, "backends": listed})
         out.show(
             tables.pairs(versions),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -50,14 +49,13 @@ def deploy(
         done = deploy_folder(
             model, settings, destination, overwrite=overwrite, trust_remote_code=trust_remote_code
         )
-        rows = [dataclasses.asdict(layer) for layer in done.layers]
         out.document({"model": model, "tokens": TOKENS, **plain(done)})
         out.show(
-            tables.deployments(rows, TOKENS),
+            tables.deployments(plain(done.layers), TOKENS),
             "error: what the row type changes in the outputs, relative root mean square on random inputs",
         )
         if done.linears:
-            out.show(tables.linears([dataclasses.asdict(linear) for linear in done.linears], TOKENS))
+            out.show(tables.linears(plain(done.linears), TOKENS))
             out.show(f"Attention's dot products: {done.attention}.")
         agreement = done.agreement
         out.show(

@@ -95,7 +95,7 @@ def distill(
     chosen = read_recipe(recipe, settings)
     with output(as_json) as out:
         if dry_run:
-            out.document({"recipe": plain(chosen)})
+            out.document({"recipe": chosen})
             out.show(yaml.safe_dump(plain(chosen), sort_keys=False))
             return
         found = distill_model(
@@ -110,9 +110,9 @@ def distill(
         )
         out.document({"output": str(found.output), "training": found.training})
         training = found.training
-        loss = "" if training["eval_loss"] is None else f", held-out loss {training['eval_loss']:.4f}"
+        loss = "" if training.eval_loss is None else f", held-out loss {training.eval_loss:.4f}"
         out.show(
-            f"{training['tokens']:,} tokens in {training['steps']:,} steps and {training['seconds']:,.0f} s "
-            f"({training['tokens_per_second']:,.0f} tokens/s){loss}",
+            f"{training.tokens:,} tokens in {training.steps:,} steps and {training.seconds:,.0f} s "
+            f"({training.tokens_per_second:,.0f} tokens/s){loss}",
             f"wrote {found.output}; next: fffconvert eval {found.output}",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from enum import Enum
 from pathlib import Path
@@ -182,10 +181,10 @@ def _sweep(out: Output, rows: list[dict[str, Any]], over: Sweep, csv: Path | Non
 def _compare(out: Output, estimate: Estimate, sizes: str) -> None:
     from fffconvert.estimation.comparison import compare, parse_sizes
 
-    rows = [dataclasses.asdict(row) for row in compare(estimate, parse_sizes(sizes))]
+    rows = plain(compare(estimate, parse_sizes(sizes)))
     worst = max(abs(row["error"]) for row in rows)
-    machine = plain(estimate.machine)
-    out.document({"model": estimate.model, "hardware": machine, "rows": rows, "largest_error": worst})
+    document = {"model": estimate.model, "hardware": estimate.machine, "rows": rows, "largest_error": worst}
+    out.document(document)
     out.show(tables.comparison(rows), f"largest error of the estimate: {worst:.0%}")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from fffconvert.evaluation.sweep import Sweep
 
 
 def results(document: Mapping[str, Any]) -> Iterator[Table | str]:
@@ -149,29 +152,27 @@ def _verdicts(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 yield f"{name}: cannot be told from {called}: what the trees bought here, this does not show"
 
 
-def sweep(document: Mapping[str, Any]) -> Iterator[Table | str]:
+def sweep(found: Sweep) -> Iterator[Table | str]:
     """The points of a sweep; a star marks those that none beats."""
-    rows = document["rows"]
-    names = list(rows[0]["tasks"])
-    heads = [head for name in names for head in (f"{name} {rows[0]['tasks'][name]['metric']}", "retained")]
+    first = found.rows[0].tasks
+    heads = [head for name, score in first.items() for head in (f"{name} {score.metric}", "retained")]
     columns = ("", "trees", "leaf", "trunk", "MACs left", "parameters", *heads)
-    found = _table(f"sweep of {document['model']}", columns, left=("",))
-    for index, row in enumerate(rows):
+    table = _table(f"sweep of {found.model}", columns, left=("",))
+    for index, row in enumerate(found.rows):
         figures = []
-        for name in names:
-            task = row["tasks"][name]
-            figures += [f"{number(task['value'])} ({interval(task['ci95'])})", share(task["retained"], None)]
-        found.add_row(
-            "*" if index in document["pareto"] else "",
-            f"{row['trees']}x{row['depth']}",
-            str(row["leaf_width"]),
-            str(row["trunk"]),
-            f"{row['active_fraction']:.1%}",
-            f"{row['parameters_ratio']:.2f}x",
+        for score in (row.tasks[name] for name in first):
+            figures += [f"{number(score.value)} ({interval(score.ci95)})", share(score.retained, None)]
+        table.add_row(
+            "*" if index in found.pareto else "",
+            f"{row.trees}x{row.depth}",
+            str(row.leaf_width),
+            str(row.trunk),
+            f"{row.active_fraction:.1%}",
+            f"{row.parameters_ratio:.2f}x",
             *figures,
         )
-    yield found
-    limit = document["settings"]["limit"]
+    yield table
+    limit = found.settings["limit"]
     if limit is not None:
         yield f"a quick look at {limit} examples of a task: not a result to report"
 

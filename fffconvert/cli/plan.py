@@ -42,8 +42,6 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Measure what each block of MODEL needs, and spend a budget of multiply-adds where it helps most."""
-    import dataclasses
-
     from fffconvert import hub
     from fffconvert.conversion import prepare
     from fffconvert.errors import FFFError
@@ -90,7 +88,7 @@ def plan(
                 "expected_error": chosen[curve.name].error,
                 "parameters": chosen[curve.name].parameters,
                 "sensitivity": curve.sensitivity,
-                "curve": [dataclasses.asdict(choice) for choice in curve.choices],
+                "curve": curve.choices,
             }
             for curve in curves
         ]

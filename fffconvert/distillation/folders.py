@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from fffconvert.distillation.recipe import Recipe
 from fffconvert.distillation.run import JOURNAL, TENSORBOARD, Trainee, run_stages
 from fffconvert.distillation.signals import placements
 from fffconvert.errors import FFFError
+from fffconvert.hub.metrics import Metrics, Training
 from fffconvert.hub.output import METRICS, read_conversion
-from fffconvert.records import plain
+from fffconvert.records import plain, read
 from fffconvert.store import fingerprint
 
 
@@ -29,11 +30,11 @@ class Distilled:
 
     Attributes:
         output: The folder.
-        training: What `metrics.json` says of it: tokens, steps, seconds, tokens_per_second, eval_loss.
+        training: What `metrics.json` says of it.
     """
 
     output: Path
-    training: dict[str, Any]
+    training: Training
 
 
 def distill_model(
@@ -90,17 +91,17 @@ def distill_model(
         raise FFFError(f"{source} has no tokenizer, and neither has {name}; text needs one")
     trainee = Trainee(student.model, original.model, tokenizer, control, places)
     trained = run_stages(trainee, recipe, work)
-    training = {
-        "tokens": trained.tokens,
-        "steps": trained.steps,
-        "seconds": round(trained.seconds, 1),
-        "tokens_per_second": round(trained.tokens / max(trained.seconds, 1e-9), 1),
-        "eval_loss": trained.eval_loss,
-        "control": control.value if control else None,
-        "recipe": plain(recipe),
-    }
+    training = Training(
+        trained.tokens,
+        trained.steps,
+        round(trained.seconds, 1),
+        round(trained.tokens / max(trained.seconds, 1e-9), 1),
+        trained.eval_loss,
+        control.value if control else None,
+        plain(recipe),
+    )
     if state.is_main_process:
-        metrics = {**_earlier_metrics(source, control), "training": training}
+        metrics = replace(_earlier_metrics(source, control), training=training)
         hub.save(
             trained.model,
             tokenizer,
@@ -138,12 +139,9 @@ def _open_work(work: Path, document: Mapping[str, Any], *, restart: bool) -> Non
     own.write_text(key, encoding="utf-8")
 
 
-def _earlier_metrics(source: str | Path, control: Control | None) -> dict[str, Any]:
+def _earlier_metrics(source: str | Path, control: Control | None) -> Metrics:
     """What was measured at conversion; a control has only its name."""
-    if control:
-        return {"control": control.value, "blocks": []}
     path = Path(source, METRICS)
-    metrics: dict[str, Any] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"blocks": []}
-    )
-    return metrics
+    if control or not path.is_file():
+        return Metrics((), control=control.value if control else None)
+    return read(Metrics, json.loads(path.read_text(encoding="utf-8")), str(path), "program")

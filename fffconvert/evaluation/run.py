@@ -8,6 +8,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,18 @@ from tqdm import tqdm
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError, first_line, need
-from fffconvert.evaluation.ablation import measure_ablation
-from fffconvert.evaluation.compare import measure, row
+from fffconvert.evaluation.ablation import Ablation, measure_ablation
+from fffconvert.evaluation.compare import TaskScore, measure, row
 from fffconvert.evaluation.data import NotThere
 from fffconvert.evaluation.glue import EPOCHS
-from fffconvert.evaluation.robustness import measure_robustness
-from fffconvert.evaluation.routing import measure_routing
+from fffconvert.evaluation.robustness import Robustness, measure_robustness
+from fffconvert.evaluation.routing import Routing, measure_routing
 from fffconvert.evaluation.store import Store, default_folder
 from fffconvert.evaluation.subject import Subject, check_comparable
 from fffconvert.evaluation.tasks import TASKS, Options, resolve_tasks
 from fffconvert.hub.card import update_card
 from fffconvert.hub.output import RECIPE
+from fffconvert.records import plain
 from fffconvert.runtime.backends import cpu
 from fffconvert.store import digest
 
@@ -37,6 +39,19 @@ RESULTS = "eval.json"
 SECTIONS = ("robustness", "ablation", "routing")
 """What is measured of routing, each a part of the results of its own."""
 RESERVED = ("model", "teacher", "value", "ci95", "n", "limit", "metric", "retained", "recovered", "seconds")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`eval.json`; rows of tasks have further keys, see `fffconvert.evaluation.compare.row`."""
+
+    model: str = ""
+    teacher: str | None = None
+    tasks: dict[str, TaskScore] = field(default_factory=dict)
+    robustness: Robustness | None = None
+    ablation: Ablation | None = None
+    routing: Routing | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def evaluate(
@@ -138,7 +153,7 @@ def evaluate(
     }
     for name in sections:
         document[name] = _section(name, subjects, beside, options, store)
-    document["environment"] = environment()
+    document = plain(document | {"environment": environment()})
     if output is not None:
         write_atomically(Path(output), document)
     if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
@@ -149,7 +164,7 @@ def evaluate(
 
 def _section(
     name: str, subjects: Sequence[Subject], teacher: Subject | None, options: Options, store: Store
-) -> dict[str, Any]:
+) -> Robustness | Ablation | Routing:
     model, *others = subjects
     if name == "robustness":
         return measure_robustness(model, teacher, options, store)
@@ -260,8 +275,8 @@ def _counts(new: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
     return earlier is None or new["limit"] is None or earlier.get("limit") is not None
 
 
-def write_atomically(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document as JSON, atomically.
+def write_atomically(path: Path, document: Any) -> None:
+    """Write a document, of records or plain values, as JSON, atomically.
 
     Raises:
         FFFError: The file cannot be written.
@@ -269,7 +284,7 @@ def write_atomically(path: Path, document: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fffconvert.records import plain
 from fffconvert.store import written
 
 
@@ -26,13 +27,13 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def once(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What was measured under a key (`fffconvert.store.digest`) before, or is measured now."""
+    def once(self, key: str, measure: Callable[[], Any]) -> dict[str, Any]:
+        """In plain values what was measured under a key (`fffconvert.store.digest`), or is measured now."""
         path = self.folder / f"{key}.json"
         if path.is_file():
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return found
-        result = measure()
+        result: dict[str, Any] = plain(measure())
         with written(path) as partial:
             partial.write_text(json.dumps(result), encoding="utf-8")
         return result

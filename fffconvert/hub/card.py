@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import yaml
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError, first_line
+from fffconvert.hub.metrics import BlockResult, Metrics, Totals
 from fffconvert.planning import leaf_in_words
 
 CARD, EVALUATION = "README.md", "eval.json"
@@ -38,63 +37,12 @@ SAVINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Totals:
-    """Sums over the converted blocks of a model.
-
-    Attributes:
-        blocks: How many.
-        r2_lowest: Least held-out R² per token.
-        r2_median: Median held-out R² per token.
-        macs_left: Share of the blocks' multiply-adds that is left.
-        model_macs_left: The same of the whole model's multiply-adds.
-        parameters_before: Parameters of the dense blocks.
-        parameters: Parameters of the FFF layers.
-    """
-
-    blocks: int
-    r2_lowest: float
-    r2_median: float
-    macs_left: float
-    model_macs_left: float
-    parameters_before: int
-    parameters: int
-
-    @classmethod
-    def of(cls, blocks: Sequence[Mapping[str, Any]]) -> Totals:
-        """Sum up; `blocks` is the list of that name in `metrics.json`, not empty."""
-        share = sum(block["macs_share"] for block in blocks)
-        left = sum(block["macs_share"] * block["active_fraction"] for block in blocks)
-        scores = [block["token_r2_heldout"] for block in blocks]
-        return cls(
-            blocks=len(blocks),
-            r2_lowest=min(scores),
-            r2_median=median(scores),
-            macs_left=left / share,
-            model_macs_left=1 - share + left,
-            parameters_before=sum(block["parameters_before"] for block in blocks),
-            parameters=sum(block["parameters"] for block in blocks),
-        )
-
-    def lines(self) -> list[str]:
-        """The sums in words: retained, saved, stored."""
-        ratio = self.parameters / self.parameters_before
-        return [
-            f"Kept: R² per token of the blocks' outputs on held-out text {self.r2_median:.3f} (median), "
-            f"{self.r2_lowest:.3f} (lowest).",
-            f"Multiply-adds per token: the {self.blocks} blocks need {self.macs_left:.1%} of what they "
-            f"needed, the whole model {self.model_macs_left:.1%}.",
-            f"Storage: the blocks hold {self.parameters:,} parameters, {self.parameters_before:,} before "
-            f"({ratio:.2f} times as many).",
-        ]
-
-
-def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def model_card(recipe: Mapping[str, Any], metrics: Metrics) -> str:
     """Write the card.
 
     Args:
         recipe: As stored in `fffconvert.yaml`.
-        metrics: As stored in `metrics.json`.
+        metrics: What `metrics.json` says.
 
     Returns:
         Markdown with a YAML head.
@@ -103,10 +51,9 @@ def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["fffconvert", "fast-feedforward"]}
     if _is_hub_id(base):
         head["base_model"] = base
-    blocks, training = metrics["blocks"], metrics.get("training")
-    limits = [TRAINED.format(**training) if training else EXPECT, SAVINGS]
-    if control := metrics.get("control"):
-        limits = [CONTROL.format(control=control)]
+    training = metrics.training
+    trained = TRAINED.format(tokens=training.tokens, steps=training.steps) if training else EXPECT
+    limits = [CONTROL.format(control=metrics.control)] if metrics.control else [trained, SAVINGS]
     limits.append("The licence and the limits of the original model apply.")
     return f"""\
 ---
@@ -118,7 +65,7 @@ def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 The feedforward blocks of `{base}` were replaced by fast feedforward (FFF) layers: neurons in balanced binary
 trees, of which each token visits one path from root to leaf. Written by fffconvert {__version__}; the recipe
 is in `fffconvert.yaml`, the figures below are in `metrics.json`.
-{_blocks(blocks) if blocks else ""}
+{_blocks(metrics.blocks) if metrics.blocks else ""}
 {quality({})}
 
 ## How to load it
@@ -225,13 +172,14 @@ def _cell(column: str, value: Any) -> str:
     return f"{value:.1%}" if column in ("retained", "recovered") else f"{value:.3f}"
 
 
-def _blocks(blocks: Sequence[Mapping[str, Any]]) -> str:
+def _blocks(blocks: Sequence[BlockResult]) -> str:
     """The section on what was retained."""
     rows = [
-        f"| {block['name']} | {block['trees']}x{block['depth']} | {block['trunk']} "
-        f"| {leaf_in_words(block['leaf_width'], block.get('leaf_sparsity', 0.0))} | {block['active_width']} "
-        f"| {block['active_fraction']:.1%} | {block['r2_heldout']:.3f} | {block['token_r2_heldout']:.3f} "
-        f"| {block['parameters_before']:,} | {block['parameters']:,} |"
+        f"| {block.name} | {block.trees}x{block.depth} | {block.trunk} "
+        f"| {leaf_in_words(block.leaf_width, block.leaf_sparsity)} | {block.active_width} "
+        f"| {block.active_fraction:.1%} "
+        f"| {_cell('', block.r2_heldout)} | {_cell('', block.token_r2_heldout)} "
+        f"| {block.parameters_before:,} | {block.parameters:,} |"
         for block in blocks
     ]
     return f"""

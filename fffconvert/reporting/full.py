@@ -27,6 +27,7 @@ from fffconvert.evaluation import evaluate
 from fffconvert.evaluation.run import write_atomically
 from fffconvert.evaluation.sweep import Grid, run_sweep
 from fffconvert.evaluation.tasks import Options, read_documents
+from fffconvert.hub.metrics import Metrics
 from fffconvert.hub.output import RECIPE, read_conversion
 from fffconvert.recipe import Recipe
 from fffconvert.reporting.documents import BENCHMARK
@@ -252,7 +253,7 @@ def _save_control(converted: Path, control: Control, place: Path) -> None:
         made.tokenizer,
         place,
         recipe={**read_conversion(converted), "source": str(converted), "control": control.value},
-        metrics={"control": control.value, "blocks": []},
+        metrics=Metrics((), control=control.value),
     )
 
 

@@ -62,7 +62,7 @@ def test_a_run_brings_the_student_closer_and_writes_what_others_read(
     evaluated = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert evaluated[-1] < evaluated[0]
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["training"]["tokens"] == lines[-1]["tokens"] == found.training["tokens"]
+    assert metrics["training"]["tokens"] == lines[-1]["tokens"] == found.training.tokens
     assert metrics["training"]["steps"] == 30
     assert metrics["blocks"]
     again = yaml.safe_load((tmp_path / "out/fffconvert.yaml").read_text())
@@ -281,8 +281,8 @@ def test_it_stops_when_nothing_improves_and_goes_back_to_the_best(encoder: Path,
     )
     found = distill_model(encoder, recipe, tmp_path / "out")
     evaluated = [line["eval_loss"] for line in journal(tmp_path / "out") if "eval_loss" in line]
-    assert found.training["steps"] < 40
-    assert found.training["eval_loss"] == min(evaluated) < evaluated[-1]
+    assert found.training.steps < 40
+    assert found.training.eval_loss == min(evaluated) < evaluated[-1]
 
 
 def test_stages_follow_one_another(encoder: Path, text: Path, tmp_path: Path):
@@ -293,7 +293,7 @@ def test_stages_follow_one_another(encoder: Path, text: Path, tmp_path: Path):
     recipe = replace(recipe, stages=(blocks, recipe.stages[0]))
     found = distill_model(encoder, recipe, tmp_path / "out")
     lines = journal(tmp_path / "out")
-    assert found.training["steps"] == 11
+    assert found.training.steps == 11
     assert [line["stage"] for line in lines if "loss" in line] == ["blocks"] * 5 + ["end-to-end"] * 6
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 12))
     # On the same held-out text: the losses of single steps are of different batches.

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fffconvert.hub.card import Totals
-from fffconvert.reporting.documents import Block, Conversion
+from fffconvert.hub.metrics import BlockResult, Totals
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, FAINT, GREEN, INK, ORANGE, canvas, svg
 from fffconvert.reporting.page import (
     Figure,
@@ -45,24 +45,6 @@ def section(conversions: Sequence[Conversion]) -> Section:
     )
 
 
-def totals(blocks: Sequence[Block]) -> Totals:
-    """Sums over blocks; R² is NaN for those of which it was not measured."""
-    return Totals.of(
-        [
-            {
-                "macs_share": block.macs_share,
-                "active_fraction": block.active_fraction,
-                "token_r2_heldout": block.token_r2_heldout
-                if block.token_r2_heldout is not None
-                else float("nan"),
-                "parameters": block.parameters,
-                "parameters_before": block.parameters_before,
-            }
-            for block in blocks
-        ]
-    )
-
-
 def _describe(conversion: Conversion, name: str) -> list[Part]:
     blocks = conversion.metrics.blocks if conversion.metrics else ()
     parts: list[Part] = [Text(" ".join(_sentences(conversion)))]
@@ -95,21 +77,18 @@ def _sentences(conversion: Conversion) -> list[str]:
     if metrics.control:
         lines = [f"This folder is a control, not a conversion: {metrics.control}."]
     if metrics.blocks:
-        found = totals(metrics.blocks)
-        lines += found.lines() if found.r2_median == found.r2_median else found.lines()[1:]
+        lines += Totals.of(metrics.blocks).lines()
     if metrics.training:
-        steps, tokens = metrics.training.get("steps"), metrics.training.get("tokens")
-        if isinstance(steps, int) and isinstance(tokens, int):
-            lines.append(
-                f"Afterwards it was trained for {steps:,} steps on {tokens:,} tokens; the figures of the "
-                "blocks are from before."
-            )
+        lines.append(
+            f"Afterwards it was trained for {metrics.training.steps:,} steps on "
+            f"{metrics.training.tokens:,} tokens; the figures of the blocks are from before."
+        )
     elif not metrics.control:
         lines.append("Nothing has been trained: the layers are fitted block by block, in closed form.")
     return lines
 
 
-def _table(blocks: Sequence[Block]) -> Table:
+def _table(blocks: Sequence[BlockResult]) -> Table:
     return Table(
         (
             "block",
@@ -144,11 +123,11 @@ def _table(blocks: Sequence[Block]) -> Table:
     )
 
 
-def _key(block: Block) -> tuple[float, ...]:
+def _key(block: BlockResult) -> tuple[float, ...]:
     return block.trees, block.depth, block.trunk, block.leaf_width, block.leaf_sparsity
 
 
-def _nodes(block: Block) -> int:
+def _nodes(block: BlockResult) -> int:
     return int(block.trees * (2 ** (block.depth + 1) - 1))
 
 
@@ -162,7 +141,7 @@ def _width(conversion: Conversion) -> int | None:
         return None  # the drawing does without
 
 
-def _shape(block: Block, d_model: int | None, name: str, label: str) -> str:
+def _shape(block: BlockResult, d_model: int | None, name: str, label: str) -> str:
     """Draw the layer: a tree with one path from its root, what stands beside it, and the sum."""
     levels = min(block.depth, DRAWN_LEVELS)
     with canvas(height=2.9 if block.leaf_width else 2.4) as figure:
@@ -215,7 +194,7 @@ def _shape(block: Block, d_model: int | None, name: str, label: str) -> str:
         return svg(figure, name, label)
 
 
-def _ends(axes: Any, block: Block, levels: int, places: Any, path: list[int]) -> None:
+def _ends(axes: Any, block: BlockResult, levels: int, places: Any, path: list[int]) -> None:
     """What hangs below the levels that are drawn."""
     foot = 0.2
     if block.depth > levels:
@@ -253,7 +232,7 @@ def _arrow() -> dict[str, Any]:
     return {"arrowstyle": "->", "color": INK}
 
 
-def _r2(blocks: Sequence[Block], name: str, label: str) -> str:
+def _r2(blocks: Sequence[BlockResult], name: str, label: str) -> str:
     with canvas() as figure:
         axes = figure.add_subplot(xlabel="block", ylabel="R² on held-out text")
         x = range(len(blocks))

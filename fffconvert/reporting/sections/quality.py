@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fffconvert.reporting.documents import Conversion, TaskScore
+from fffconvert.evaluation.compare import TaskScore
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, FAINT, INK, ORANGE, PURPLE, RED, canvas, svg
 from fffconvert.reporting.page import (
     Figure,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from fffconvert.reporting.documents import Conversion, LayerRouting, LeafWords
+from fffconvert.evaluation.routing import LayerRouting, LeafWords, PathAgreement
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import FAINT, INK, MARKERS, SERIES, canvas, svg
 from fffconvert.reporting.page import (
     Figure,
@@ -111,12 +111,10 @@ def _words(leaves: Sequence[LeafWords]) -> Table:
     )
 
 
-def _agreement(values: Mapping[str, Any]) -> Table:
+def _agreement(values: Mapping[str, PathAgreement]) -> Table:
     """Whether other models send the same tokens the same way."""
     rows = tuple(
-        (name, percent(found.get("same_leaf")), percent(found.get("same_decisions")))
-        for name, found in values.items()
-        if isinstance(found, Mapping)
+        (name, percent(found.same_leaf), percent(found.same_decisions)) for name, found in values.items()
     )
     return Table(("paths, against", "same leaf", "same decisions from the root on"), rows)
 

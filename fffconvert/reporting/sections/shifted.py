@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fffconvert.reporting.documents import AblationRow, Conversion, RobustnessRow
+from fffconvert.evaluation.ablation import AblationRow
+from fffconvert.evaluation.robustness import RobustnessRow
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, FAINT, INK, MARKERS, SERIES, canvas, svg
 from fffconvert.reporting.page import (
     NOTHING,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fffconvert.reporting.documents import BenchRow, Conversion, ProfileRow
+from fffconvert.benchmarks.model.rows import ModelRow, ProfileRow
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import FAINT, INK, MARKERS, PAPER, SERIES, canvas, svg
 from fffconvert.reporting.page import Figure, Finding, Heading, Part, Section, Table, Text, number
 
@@ -42,7 +43,7 @@ def section(conversions: Sequence[Conversion]) -> Section:
     return Section("speed", "Speed", tuple(parts), "fffconvert bench DIR")
 
 
-def _table(rows: Sequence[BenchRow]) -> Table:
+def _table(rows: Sequence[ModelRow]) -> Table:
     return Table(
         (
             "runtime",
@@ -75,7 +76,7 @@ def _times(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}x"
 
 
-def _plot(rows: Sequence[BenchRow], name: str, label: str) -> str:
+def _plot(rows: Sequence[ModelRow], name: str, label: str) -> str:
     sizes = list(dict.fromkeys((row.batch, row.length) for row in rows))
     runtimes = list(dict.fromkeys(row.runtime for row in rows if row.runtime != ABLATED))
     caps = {(row.batch, row.length): row.amdahl_cap for row in rows if row.amdahl_cap is not None}

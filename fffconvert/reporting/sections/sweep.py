@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fffconvert.reporting.documents import Conversion, Sweep, SweepRow
+from fffconvert.evaluation.sweep import Sweep, SweepRow
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, FAINT, INK, canvas, svg
 from fffconvert.reporting.page import Figure, Heading, Part, Section, Table, interval, number, percent
 
