@@ -3,15 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fffconvert.errors import FFFError, first_line
+from fffconvert.records import read
 
 SHAPE = ("depth", "trees", "trunk", "leaf_width", "leaf_sparsity")
 """What a plan says of a block."""
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    """What a block is to become; what is None is as for all blocks.
+
+    Attributes:
+        depth: Depth of the trees.
+        trees: Number of trees.
+        trunk: Rank of the trunk.
+        leaf_width: Neurons of the leaf blocks.
+        leaf_sparsity: Share of them that a token skips.
+        expected_error: 1 - R² per token that was measured for this shape.
+        sensitivity: What the model loses by an error here.
+    """
+
+    depth: int
+    trees: int | None = None
+    trunk: int | None = None
+    leaf_width: int | None = None
+    leaf_sparsity: float | None = None
+    expected_error: float | None = None
+    sensitivity: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan file."""
+
+    blocks: dict[str, PlannedBlock]
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise FFFError("it has no blocks; expected a file that fffconvert plan wrote")
 
 
 def read_shapes(path: str | Path) -> dict[str, dict[str, float]]:
@@ -24,16 +61,13 @@ def read_shapes(path: str | Path) -> dict[str, dict[str, float]]:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise FFFError(f"plan {path} cannot be read: {first_line(error)}") from error
-    blocks = document.get("blocks") if isinstance(document, dict) else None
-    if not isinstance(blocks, dict) or not blocks:
-        raise FFFError(f"plan {path} has no blocks; expected a file that fffconvert plan wrote")
-    for name, values in blocks.items():
-        if not isinstance(values, dict) or "depth" not in values:
-            raise FFFError(
-                f"plan {path}: block {name!r} has no depth; expected depth, and {', '.join(SHAPE[1:])}"
-            )
+    try:
+        plan = read(Plan, document)
+    except FFFError as error:
+        raise FFFError(f"plan {path}: {error}") from None
     return {
-        str(name): {key: values[key] for key in SHAPE if key in values} for name, values in blocks.items()
+        name: {key: value for key in SHAPE if (value := getattr(block, key)) is not None}
+        for name, block in plan.blocks.items()
     }
 
 
@@ -43,7 +77,7 @@ def write_plan(path: Path, model: str, blocks: Mapping[str, dict[str, Any]]) -> 
     Args:
         path: The file; replaced if it exists.
         model: Name of the model that it was made for.
-        blocks: For each block some of `SHAPE`, depth at least, and whatever else a reader wants to know.
+        blocks: For each block some of `SHAPE`, depth at least, and the rest of a `PlannedBlock`.
 
     Raises:
         FFFError: The file cannot be written.

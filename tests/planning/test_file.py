@@ -14,9 +14,11 @@ from fffconvert.planning.file import read_shapes, write_plan
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("a: 1", "has no blocks"),
-        ("blocks: {x: 3}", "block 'x' has no depth"),
-        ("blocks: {x: {leaf_width: 3}}", "block 'x' has no depth"),
+        ("a: 1", "unknown key a; did you mean"),
+        ("blocks: {x: 3}", "blocks.x is 3; expected keys and values"),
+        ("blocks: {}", "it has no blocks"),
+        ("blocks: {x: {dept: 3}}", "unknown key blocks.x.dept; did you mean blocks.x.depth"),
+        ("blocks: {x: {leaf_width: 3}}", "blocks.x lacks depth"),
     ],
 )
 def test_files_that_are_no_plan_are_refused(text: str, message: str, tmp_path: Path):
