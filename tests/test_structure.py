@@ -17,6 +17,7 @@ ROOT = PACKAGE.parent
 ORDER = [
     "errors",
     "records",
+    "cells",
     "figures",
     "native",
     "activation_names",

@@ -7,21 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fffconvert.hub.metrics import BlockResult, Totals
+from fffconvert.cells import Column
+from fffconvert.hub.metrics import BlockResult, Metrics, Totals
 from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, FAINT, GREEN, INK, ORANGE, canvas, svg
-from fffconvert.reporting.page import (
-    Figure,
-    Heading,
-    Part,
-    Section,
-    Table,
-    Text,
-    number,
-    percent,
-    short_names,
-    whole,
-)
+from fffconvert.reporting.page import Figure, Part, Section, Table, Text, each, short_names
 
 DRAWN_LEVELS = 4
 """Levels of a tree that are drawn; deeper trees are broken off."""
@@ -32,22 +22,17 @@ FOLDED_ROWS = 24
 
 def section(conversions: Sequence[Conversion]) -> Section:
     """Describe each folder's layers."""
-    parts: list[Part] = []
-    for number_, conversion in enumerate(conversions):
-        metrics = conversion.metrics
-        if metrics is None or not (metrics.blocks or metrics.control):
-            continue
-        if len(conversions) > 1:
-            parts.append(Heading(conversion.label))
-        parts += _describe(conversion, f"shape{number_}")
-    return Section(
-        "converted", "What was converted", tuple(parts), "fffconvert convert MODEL --depth 11 -o DIR"
+    parts = each(
+        conversions,
+        lambda one: one.metrics if one.metrics and (one.metrics.blocks or one.metrics.control) else None,
+        _describe,
     )
+    return Section("converted", "What was converted", parts, "fffconvert convert MODEL --depth 11 -o DIR")
 
 
-def _describe(conversion: Conversion, name: str) -> list[Part]:
-    blocks = conversion.metrics.blocks if conversion.metrics else ()
-    parts: list[Part] = [Text(" ".join(_sentences(conversion)))]
+def _describe(conversion: Conversion, metrics: Metrics, number_: int) -> list[Part]:
+    blocks, name = metrics.blocks, f"shape{number_}"
+    parts: list[Part] = [Text(" ".join(_sentences(conversion.base, metrics)))]
     width = _width(conversion)
     for index, (shape, count) in enumerate(Counter(map(_key, blocks)).most_common(DRAWN_SHAPES)):
         example = next(block for block in blocks if _key(block) == shape)
@@ -70,10 +55,8 @@ def _describe(conversion: Conversion, name: str) -> list[Part]:
     return [*parts, _table(blocks)] if blocks else parts
 
 
-def _sentences(conversion: Conversion) -> list[str]:
-    metrics = conversion.metrics
-    assert metrics is not None
-    lines = [f"The feedforward blocks of {conversion.base} were replaced by fast feedforward layers."]
+def _sentences(base: str, metrics: Metrics) -> list[str]:
+    lines = [f"The feedforward blocks of {base} were replaced by fast feedforward layers."]
     if metrics.control:
         lines = [f"This folder is a control, not a conversion: {metrics.control}."]
     if metrics.blocks:
@@ -89,38 +72,20 @@ def _sentences(conversion: Conversion) -> list[str]:
 
 
 def _table(blocks: Sequence[BlockResult]) -> Table:
-    return Table(
-        (
-            "block",
-            "shape",
-            "active width",
-            "multiply-adds left",
-            "R²",
-            "R² per token",
-            "routing entropy",
-            "dead nodes",
-            "parameters before",
-            "now",
-        ),
-        tuple(
-            (
-                block.name,
-                block.shape,
-                whole(block.active_width),
-                percent(block.active_fraction),
-                number(block.r2_heldout),
-                number(block.token_r2_heldout),
-                number(block.routing_entropy, 2),
-                percent(block.dead_node_share),
-                whole(block.parameters_before),
-                whole(block.parameters),
-            )
-            for block in blocks
-        ),
-        left=2,
-        caption="The blocks one by one, measured on held-out calibration text.",
-        folded=len(blocks) > FOLDED_ROWS,
-    )
+    columns: dict[str, Column] = {
+        "block": "name",
+        "shape": "shape",
+        "active width": "active_width:,",
+        "multiply-adds left": "active_fraction:.1%",
+        "R²": "r2_heldout:.3f",
+        "R² per token": "token_r2_heldout:.3f",
+        "routing entropy": "routing_entropy:.2f",
+        "dead nodes": "dead_node_share:.1%",
+        "parameters before": "parameters_before:,",
+        "now": "parameters:,",
+    }
+    caption = "The blocks one by one, measured on held-out calibration text."
+    return Table.of(blocks, columns, left=2, caption=caption, folded=len(blocks) > FOLDED_ROWS)
 
 
 def _key(block: BlockResult) -> tuple[float, ...]:
