@@ -25,7 +25,7 @@ from fffconvert.errors import FFFError
 from fffconvert.estimation.machines import Hardware, machines
 from fffconvert.estimation.models import Preset
 from fffconvert.evaluation import routing
-from fffconvert.evaluation.run import Evaluation
+from fffconvert.evaluation.results import Evaluation
 from fffconvert.evaluation.sweep import Sweep
 from fffconvert.hub.deployment import Deployment
 from fffconvert.hub.metrics import Metrics, Step

@@ -42,7 +42,7 @@ LEGEND = (
 def run(as_json: bool, destination: Path | None, **settings: Any) -> None:
     """Measure, write the document and print it."""
     from fffconvert.benchmarks import ModelBench, bench_model
-    from fffconvert.evaluation.run import write_atomically
+    from fffconvert.evaluation.results import write_atomically
     from fffconvert.hub.source import resolve
 
     with output(as_json) as out:

@@ -101,9 +101,9 @@ def rows(members: Sequence[Row]) -> Table:
         columns["vs masked"] = lambda row: _times(row["speedup_vs_masked_dense"])
     columns |= {"error": "max_error:.0e", "left out": "left_out:.1%"}
     found = table(title, members, columns, left=("backend",))
-    found.padding = (0, 1)
+    found.padding = (0, 1, 0, 0)
     for column in found.columns:
-        column.no_wrap = True
+        column.no_wrap, column.overflow = True, "ellipsis"
     for line, (row, after) in zip(found.rows, pairwise(members), strict=False):
         line.end_section = row["tokens"] != after["tokens"]
     return found

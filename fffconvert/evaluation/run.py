@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,37 +18,22 @@ from tqdm import tqdm
 from fffconvert import __version__
 from fffconvert.errors import FFFError, first_line, need
 from fffconvert.evaluation.ablation import Ablation, measure_ablation
-from fffconvert.evaluation.compare import TaskScore, measure, row
+from fffconvert.evaluation.card import update_card
+from fffconvert.evaluation.compare import measure, row
 from fffconvert.evaluation.data import NotThere
 from fffconvert.evaluation.glue import EPOCHS
+from fffconvert.evaluation.results import RESULTS, SECTIONS, write_atomically, write_results
 from fffconvert.evaluation.robustness import Robustness, measure_robustness
 from fffconvert.evaluation.routing import Routing, measure_routing
 from fffconvert.evaluation.store import Store, default_folder
 from fffconvert.evaluation.subject import Subject, check_comparable
 from fffconvert.evaluation.tasks import TASKS, Options, resolve_tasks
-from fffconvert.hub.card import update_card
 from fffconvert.hub.output import RECIPE
 from fffconvert.records import plain
 from fffconvert.runtime.backends import cpu
 from fffconvert.store import digest
 
-RESULTS = "eval.json"
-SECTIONS = ("robustness", "ablation", "routing")
-"""What is measured of routing, each a part of the results of its own."""
 RESERVED = ("model", "teacher", "value", "ci95", "n", "limit", "metric", "retained", "recovered", "seconds")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`eval.json`; rows of tasks have further keys, see `fffconvert.evaluation.compare.row`."""
-
-    model: str = ""
-    teacher: str | None = None
-    tasks: dict[str, TaskScore] = field(default_factory=dict)
-    robustness: Robustness | None = None
-    ablation: Ablation | None = None
-    routing: Routing | None = None
-    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def evaluate(
@@ -247,49 +229,6 @@ def environment() -> dict[str, Any]:
         "cpu": processor.model,
         "threads": processor.threads,
     }
-
-
-def write_results(path: Path, document: Mapping[str, Any]) -> None:
-    """Write results into a file, merged with what is there, task by task, atomically.
-
-    A quick look (`limit`) never takes the place of what was measured on all examples.
-
-    Raises:
-        FFFError: The file cannot be written, or holds something else.
-    """
-    earlier: dict[str, Any] = {}
-    try:
-        if path.is_file():
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        tasks = dict(earlier.get("tasks", {}))
-        tasks |= {name: new for name, new in document["tasks"].items() if _counts(new, tasks.get(name))}
-        sections = [name for name in SECTIONS if name in document]
-        kept = {name: earlier[name] for name in sections if not _counts(document[name], earlier.get(name))}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise FFFError(f"{path} is no file of results; move it away") from error
-    write_atomically(path, {**earlier, **document, **kept, "tasks": tasks})
-
-
-def _counts(new: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
-    """Whether a result may take the place of an earlier one."""
-    return earlier is None or new["limit"] is None or earlier.get("limit") is not None
-
-
-def write_atomically(path: Path, document: Any) -> None:
-    """Write a document, of records or plain values, as JSON, atomically.
-
-    Raises:
-        FFFError: The file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _path(value: str | Path | None) -> Path | None:

@@ -17,7 +17,8 @@ from fffconvert import hub
 from fffconvert.conversion import convert_model
 from fffconvert.errors import FFFError
 from fffconvert.evaluation.compare import TaskScore
-from fffconvert.evaluation.run import Evaluation, environment, evaluate, write_atomically
+from fffconvert.evaluation.results import Evaluation, write_atomically
+from fffconvert.evaluation.run import environment, evaluate
 from fffconvert.evaluation.tasks import TASKS, resolve_tasks
 from fffconvert.figures import figure_class
 from fffconvert.fit import read_corpus

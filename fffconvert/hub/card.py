@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,14 @@ from typing import Any
 import yaml
 
 from fffconvert import __version__
-from fffconvert.errors import FFFError, first_line
+from fffconvert.cells import cell
 from fffconvert.hub.metrics import BlockResult, Metrics, Totals
 from fffconvert.planning import leaf_in_words
 
-CARD, EVALUATION = "README.md", "eval.json"
+CARD = "README.md"
 QUALITY_STARTS, QUALITY_ENDS = "<!-- quality -->", "<!-- end of quality -->"
-"""Between these stands what `eval.json` says, written anew whenever that changes."""
+"""Between these stands what `eval.json` says (`fffconvert.evaluation.card`)."""
+UNMEASURED = "Not measured yet: `fffconvert eval FOLDER --task sts-b` writes the figures here."
 TRAINED = (
     "The model was trained as `fffconvert.yaml` says, on {tokens:,} tokens in {steps:,} steps. The figures "
     "of the blocks above are from before. Measure on your own task before any use."
@@ -66,7 +65,7 @@ The feedforward blocks of `{base}` were replaced by fast feedforward (FFF) layer
 trees, of which each token visits one path from root to leaf. Written by fffconvert {__version__}; the recipe
 is in `fffconvert.yaml`, the figures below are in `metrics.json`.
 {_blocks(metrics.blocks) if metrics.blocks else ""}
-{quality({})}
+{section()}
 
 ## How to load it
 
@@ -91,85 +90,9 @@ Language Modelling (arXiv 2311.10770).
 """
 
 
-def quality(evaluation: Mapping[str, Any]) -> str:
-    """The card's section on quality, from `eval.json`, with the marks that it is found by."""
-    lines = [QUALITY_STARTS, "## Quality", ""]
-    tasks = evaluation.get("tasks") or {}
-    if tasks:
-        columns = ("value", "ci95", "teacher", "dense", "ablated", "random_routing", "retained", "recovered")
-        lines += [f"| task | metric | {' | '.join(_HEADS[column] for column in columns)} |"]
-        lines += [f"|{' --- |' * (2 + len(columns))}"]
-        for name, task in tasks.items():
-            called = f"{name} (first {task['limit']:,} rows only)" if task.get("limit") else name
-            cells = [called, task["metric"], *(_cell(column, task.get(column)) for column in columns)]
-            if task.get("recovered_unclear"):
-                cells[-1] = "unclear"
-            lines += [f"| {' | '.join(cells)} |"]
-        lines += [
-            "",
-            "Controls of the same budget: a dense block of the same active width, the blocks ablated, random "
-            "routing. A converted model that does not beat them gained nothing by its trees. What was "
-            "recovered is unclear where deleting the blocks costs nothing that shows. `fffconvert report` "
-            "shows more.",
-        ]
-    else:
-        lines += ["Not measured yet: `fffconvert eval FOLDER --task sts-b` writes the figures here."]
-    return "\n".join([*lines, QUALITY_ENDS])
-
-
-def update_card(folder: Path) -> bool:
-    """Bring the card's figures up to what `eval.json` says; the rest of the card stays as it is.
-
-    Args:
-        folder: A converted model.
-
-    Returns:
-        Whether the card was changed: not if nothing is new, or if somebody took the marks out of it.
-
-    Raises:
-        FFFError: `eval.json` or the card cannot be read, or the card not be written.
-    """
-    card, document = folder / CARD, folder / EVALUATION
-    if not card.is_file() or not document.is_file():
-        return False
-    try:
-        before = card.read_text(encoding="utf-8")
-        section = quality(json.loads(document.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise FFFError(f"cannot read {document}: {first_line(error)}; run fffconvert eval again") from None
-    start, end = before.find(QUALITY_STARTS), before.find(QUALITY_ENDS)
-    after = before[:start] + section + before[end + len(QUALITY_ENDS) :]
-    if not 0 <= start < end or after == before:
-        return False
-    partial = card.with_name(f".{CARD}.partial-{os.getpid()}")
-    try:
-        partial.write_text(after, encoding="utf-8")
-        partial.replace(card)
-    except OSError as error:
-        raise FFFError(f"cannot write {card}: {error.strerror}; free some space") from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return True
-
-
-_HEADS = {
-    "value": "converted",
-    "ci95": "95 % interval",
-    "teacher": "original",
-    "dense": "dense",
-    "ablated": "ablated",
-    "random_routing": "random routing",
-    "retained": "retained",
-    "recovered": "recovered",
-}
-
-
-def _cell(column: str, value: Any) -> str:
-    if value is None:
-        return "–"
-    if column == "ci95":
-        return f"{value[0]:.3f} to {value[1]:.3f}"
-    return f"{value:.1%}" if column in ("retained", "recovered") else f"{value:.3f}"
+def section(lines: Sequence[str] = (UNMEASURED,)) -> str:
+    """The card's section on quality, with the marks that it is found by."""
+    return "\n".join([QUALITY_STARTS, "## Quality", "", *lines, QUALITY_ENDS])
 
 
 def _blocks(blocks: Sequence[BlockResult]) -> str:
@@ -178,7 +101,7 @@ def _blocks(blocks: Sequence[BlockResult]) -> str:
         f"| {block.name} | {block.trees}x{block.depth} | {block.trunk} "
         f"| {leaf_in_words(block.leaf_width, block.leaf_sparsity)} | {block.active_width} "
         f"| {block.active_fraction:.1%} "
-        f"| {_cell('', block.r2_heldout)} | {_cell('', block.token_r2_heldout)} "
+        f"| {cell(block, 'r2_heldout:.3f', '–')} | {cell(block, 'token_r2_heldout:.3f', '–')} "
         f"| {block.parameters_before:,} | {block.parameters:,} |"
         for block in blocks
     ]

@@ -12,7 +12,7 @@ import yaml
 
 from fffconvert.benchmarks.model.rows import ModelBenchmark
 from fffconvert.errors import FFFError, first_line
-from fffconvert.evaluation.run import Evaluation
+from fffconvert.evaluation.results import Evaluation
 from fffconvert.evaluation.sweep import Sweep
 from fffconvert.hub.metrics import Metrics, Step
 from fffconvert.records import read

@@ -24,7 +24,7 @@ from fffconvert.distillation.recipe import Data, Objectives, Stage, Trained, Uni
 from fffconvert.distillation.recipe import Recipe as Distillation
 from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluation import evaluate
-from fffconvert.evaluation.run import write_atomically
+from fffconvert.evaluation.results import write_atomically
 from fffconvert.evaluation.sweep import Grid, run_sweep
 from fffconvert.evaluation.tasks import Options, read_documents
 from fffconvert.hub.metrics import Metrics

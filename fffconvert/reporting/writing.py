@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError, need
+from fffconvert.evaluation.card import update_card
 from fffconvert.figures import figure_class
-from fffconvert.hub.card import update_card
 from fffconvert.hub.metrics import Totals
 from fffconvert.reporting.documents import METRICS, Conversion, read_conversion
 from fffconvert.reporting.page import Finding, Page, Section, Table, number, percent
