@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -60,6 +61,15 @@ def read(kind: type[Record], values: Any, where: str = "", author: Author = "per
         raise FFFError(f"{_fault(kind, values, where, error)}{again}") from None
 
 
+def load(kind: type[Record], path: Path, author: Author = "program") -> Record:
+    """A record from a JSON file.
+
+    Raises:
+        OSError, ValueError: The file cannot be read, is no JSON, or holds something else; see `read`.
+    """
+    return read(kind, json.loads(path.read_text(encoding="utf-8")), path.name, author)
+
+
 def _encoded(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)  # numbers of numpy, and paths
 
@@ -74,15 +84,22 @@ def _tidied(kind: Any, value: Any, where: str, author: Author) -> Any:
     """The values without unknown keys and, of a person's, in their proper form."""
     kind, by_hand = _present(kind, value), author == "person"
     if _is_record(kind) and isinstance(value, Mapping):
-        value = _known(kind, value, where, author)
-    elif get_origin(kind) is tuple and by_hand and not isinstance(value, list | tuple | Mapping | NoneType):
-        value = [value]
-    elif kind in (int, float) and by_hand:
+        known = _hints(kind)
+        unknown = [key for key in value if key not in known]
+        if unknown and by_hand:
+            near = get_close_matches(str(unknown[0]), known, 1, 0.0)[0]
+            raise FFFError(f"unknown key {_at(where, unknown[0])}; did you mean {_at(where, near)}?")
+        if unknown:
+            listed = ", ".join(sorted(map(str, unknown)))
+            warnings.warn(f"ignored unknown keys of {where or 'it'}: {listed}", stacklevel=3)
+    elif by_hand and kind in (int, float):
         return _number(value)
-    parts = {
-        name: _tidied(inner, part, _at(where, name), author) for name, inner, part in _parts(kind, value)
-    }
-    return value if not parts else parts if isinstance(value, Mapping) else list(parts.values())
+    elif by_hand and get_origin(kind) is tuple and not isinstance(value, list | tuple | Mapping | NoneType):
+        value = [value]
+    parts = {n: _tidied(inner, part, _at(where, n), author) for n, inner, part in _parts(kind, value)}
+    if isinstance(value, Mapping):
+        return {**value, **parts}
+    return list(parts.values()) if parts else value
 
 
 def _number(value: Any) -> Any:
@@ -91,17 +108,6 @@ def _number(value: Any) -> Any:
         with contextlib.suppress(ValueError):
             value = float(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _known(kind: Any, value: Mapping[Any, Any], where: str, author: Author) -> Mapping[Any, Any]:
-    unknown = [key for key in value if key not in _hints(kind)]
-    if unknown and author == "person":
-        near = get_close_matches(str(unknown[0]), _hints(kind), 1, 0.0)[0]
-        raise FFFError(f"unknown key {_at(where, unknown[0])}; did you mean {_at(where, near)}?")
-    if unknown:
-        listed = ", ".join(sorted(map(str, unknown)))
-        warnings.warn(f"ignored unknown keys of {where or kind.__name__}: {listed}", stacklevel=4)
-    return {key: part for key, part in value.items() if key not in unknown}
 
 
 def _fault(kind: Any, value: Any, where: str, error: msgspec.ValidationError) -> str:
@@ -113,7 +119,9 @@ def _fault(kind: Any, value: Any, where: str, error: msgspec.ValidationError) ->
         except msgspec.ValidationError as deeper:
             return _fault(inner, part, _at(where, name), deeper)
     if _is_record(kind) and isinstance(value, Mapping):
-        missing = [field.name for field in dataclasses.fields(kind) if _required(field, value)]
+        none = dataclasses.MISSING
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is none and f.default_factory is none]
+        missing = [name for name in needed if name not in value]
         if missing:
             return f"{where or 'it'} lacks {', '.join(missing)}"
         return f"{where}: {error.__cause__}" if where else str(error.__cause__)
@@ -129,9 +137,8 @@ def _parts(kind: Any, value: Any) -> Iterator[tuple[Any, Any, Any]]:
             yield from ((name, hints[name], part) for name, part in value.items() if name in hints)
         elif origin in (dict, Mapping):
             yield from ((name, inner[1], part) for name, part in value.items())
-    elif isinstance(value, list | tuple) and origin in (tuple, list, Sequence):
-        one = inner[0] if origin is not tuple or inner[-1] is Ellipsis else None
-        kinds: Sequence[Any] = inner if one is None else [one] * len(value)
+    elif isinstance(value, list | tuple) and origin in (tuple, Sequence):
+        kinds = inner if origin is tuple and inner[-1] is not Ellipsis else inner[:1] * len(value)
         if len(kinds) == len(value):
             yield from zip(range(len(value)), kinds, value, strict=True)
 
@@ -147,20 +154,13 @@ def _is_record(kind: Any) -> bool:
     return dataclasses.is_dataclass(kind)
 
 
-def _required(field: dataclasses.Field[Any], value: Mapping[Any, Any]) -> bool:
-    without = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    return without and field.name not in value
-
-
 def _expected(kind: Any) -> str:
     inner = get_args(kind)
-    if get_origin(kind) in (tuple, list, Sequence):
+    if get_origin(kind) in (tuple, Sequence):
         fixed = get_origin(kind) is tuple and inner[-1] is not Ellipsis
         return f"a list of {len(inner)}" if fixed else "a list"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"one of {', '.join(str(member.value) for member in kind)}"
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, inner))}"
     return _EXPECTED.get(kind, "keys and values")
 
 
@@ -169,5 +169,5 @@ def _at(where: str, name: Any) -> str:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)

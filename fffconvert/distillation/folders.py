@@ -20,7 +20,7 @@ from fffconvert.distillation.signals import placements
 from fffconvert.errors import FFFError
 from fffconvert.hub.metrics import Metrics, Training
 from fffconvert.hub.output import METRICS, read_conversion
-from fffconvert.records import plain, read
+from fffconvert.records import load, plain
 from fffconvert.store import fingerprint
 
 
@@ -144,4 +144,4 @@ def _earlier_metrics(source: str | Path, control: Control | None) -> Metrics:
     path = Path(source, METRICS)
     if control or not path.is_file():
         return Metrics((), control=control.value if control else None)
-    return read(Metrics, json.loads(path.read_text(encoding="utf-8")), str(path), "program")
+    return load(Metrics, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 
 from fffconvert.errors import FFFError
-from fffconvert.records import read
+from fffconvert.records import load, read
 
 BYTES = {"float64": 8.0, "float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 """Bytes of one number."""
@@ -119,12 +118,11 @@ def hardware(name: str) -> Hardware:
     if path.suffix != ".json":
         raise FFFError(f"unknown hardware {name!r}; expected this, a .json file, or {', '.join(machines())}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return load(Hardware, path, "person")
     except (OSError, ValueError) as error:
         raise FFFError(
             f"cannot read hardware {name}: {error}; expected what --save-hardware writes"
         ) from None
-    return read(Hardware, values, name)
 
 
 def at(table: Table, size: float, *further: float) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +10,8 @@ from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluation.compare import TaskScore
 from fffconvert.evaluation.results import RESULTS, Evaluation
 from fffconvert.hub.card import CARD, QUALITY_ENDS, QUALITY_STARTS, section
-from fffconvert.records import read
+from fffconvert.records import load
+from fffconvert.store import written
 
 CONTROLS = (
     "Controls of the same budget: a dense block of the same active width, the blocks ablated, random "
@@ -60,7 +59,7 @@ def update_card(folder: Path) -> bool:
         return False
     try:
         before = card.read_text(encoding="utf-8")
-        found = read(Evaluation, json.loads(document.read_text(encoding="utf-8")), RESULTS, "program")
+        found = load(Evaluation, document)
     except (OSError, ValueError) as error:
         raise FFFError(f"cannot read {document}: {first_line(error)}; run fffconvert eval again") from None
     start, end = before.find(QUALITY_STARTS), before.find(QUALITY_ENDS)
@@ -68,12 +67,9 @@ def update_card(folder: Path) -> bool:
     after = before[:start] + measured + before[end + len(QUALITY_ENDS) :]
     if not 0 <= start < end or after == before:
         return False
-    partial = card.with_name(f".{CARD}.partial-{os.getpid()}")
     try:
-        partial.write_text(after, encoding="utf-8")
-        partial.replace(card)
+        with written(card) as partial:
+            partial.write_text(after, encoding="utf-8")
     except OSError as error:
         raise FFFError(f"cannot write {card}: {error.strerror}; free some space") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from fffconvert.evaluation.compare import TaskScore
 from fffconvert.evaluation.robustness import Robustness
 from fffconvert.evaluation.routing import Routing
 from fffconvert.records import plain
+from fffconvert.store import written
 
 RESULTS = "eval.json"
 SECTIONS = ("robustness", "ablation", "routing")
@@ -66,12 +66,8 @@ def write_atomically(path: Path, document: Any) -> None:
     Raises:
         FFFError: The file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with written(path) as partial:
+            partial.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise FFFError(f"cannot write {path}: {error.strerror}; choose another -o") from error
-    finally:
-        partial.unlink(missing_ok=True)

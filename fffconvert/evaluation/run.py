@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ from fffconvert.evaluation.routing import Routing, measure_routing
 from fffconvert.evaluation.store import Store, default_folder
 from fffconvert.evaluation.subject import Subject, check_comparable
 from fffconvert.evaluation.tasks import TASKS, Options, resolve_tasks
-from fffconvert.hub.output import RECIPE
+from fffconvert.hub.output import RECIPE, read_conversion
 from fffconvert.records import plain
 from fffconvert.runtime.backends import cpu
 from fffconvert.store import digest
@@ -180,12 +179,11 @@ def _original(model: Any, reading: Mapping[str, Any]) -> Subject | None:
     """The model that the folder of a conversion was made from, if it can still be read."""
     if not isinstance(model, (str, Path)):
         return None
-    path = Path(model).expanduser() / RECIPE
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        recipe = read_conversion(Path(model).expanduser())
+    except FFFError:
         return None
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), str):
+    if not isinstance(recipe["model"], str):
         return None
     found = Subject("teacher", recipe["model"], revision=recipe.get("revision"), **reading)
     try:

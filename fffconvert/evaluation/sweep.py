@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from fffconvert.figures import figure_class
 from fffconvert.fit import read_corpus
 from fffconvert.hub.metrics import Metrics, Totals
 from fffconvert.recipe import Recipe
-from fffconvert.records import plain, read
+from fffconvert.records import load, plain, read
 from fffconvert.store import code, fingerprint
 
 RESULTS, PLOT, POINTS = "sweep.json", "sweep.png", "points"
@@ -189,7 +188,7 @@ def _earlier(
     if overwrite or not path.is_file():
         return {}
     try:
-        earlier = read(Sweep, json.loads(path.read_text(encoding="utf-8")), RESULTS, "program")
+        earlier = load(Sweep, path)
     except ValueError as error:
         raise FFFError(f"{path} is no sweep; choose another -o, or add --overwrite") from error
     if earlier.model == model and earlier.settings == settings:
@@ -218,10 +217,8 @@ def _measure(
     if not (folder / "metrics.json").is_file():
         trust = bool(options.get("trust_remote_code"))
         convert_model(model, point, folder, calibration=calibration, trust_remote_code=trust)
-    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    blocks = read(Metrics, measured, str(folder), "program").blocks
+    totals = Totals.of(load(Metrics, folder / "metrics.json").blocks)
     results = evaluate(folder, tasks, teacher=model, **options)
-    totals = Totals.of(blocks)
     if not keep:
         shutil.rmtree(folder)
     return SweepRow(

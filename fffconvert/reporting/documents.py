@@ -15,7 +15,7 @@ from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluation.results import Evaluation
 from fffconvert.evaluation.sweep import Sweep
 from fffconvert.hub.metrics import Metrics, Step
-from fffconvert.records import read
+from fffconvert.records import load, read
 
 Kind = TypeVar("Kind")
 
@@ -91,7 +91,7 @@ def _document(kind: type[Kind], path: Path, command: str) -> Kind | None:
     if not path.is_file():
         return None
     try:
-        return read(kind, json.loads(path.read_text(encoding="utf-8")), path.name, "program")
+        return load(kind, path)
     except (ValueError, OSError) as error:  # malformed JSON, another encoding, or FFFError
         raise _unreadable(path, error, command) from None
 
