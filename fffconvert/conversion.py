@@ -291,15 +291,9 @@ def _result(site: FFNSite, spec: FFFSpec, found: Diagnostics | None = None) -> B
     dense_macs = sum(projection.weight.numel() for projection in (*site.up, site.down))
     return BlockResult(
         name=site.name,
-        trees=spec.trees,
-        depth=spec.depth,
-        trunk=spec.trunk,
-        leaf_width=spec.leaf_width,
-        leaf_sparsity=spec.leaf_sparsity,
-        active_width=spec.active_width,
+        **spec.stated(),
         active_fraction=spec.macs_per_token / dense_macs,
         **({} if found is None else vars(found)),
-        parameters=spec.parameters,
         parameters_before=site.parameters,
         macs_share=site.macs_share,
     )

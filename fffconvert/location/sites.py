@@ -131,19 +131,9 @@ class FFNSite:
 
     def to_dict(self) -> dict[str, Any]:
         """The site as `fffconvert inspect --json` prints it."""
-        return {
-            "name": self.name,
-            "layer": self.layer,
-            "kind": self.kind.value,
-            "d_model": self.d_model,
-            "d_hidden": self.d_hidden,
-            "activation": self.activation,
-            "gated": self.gated,
-            "biases": self.biases,
-            "shared_calls": self.shared_calls,
-            "parameters": self.parameters,
-            "macs_share": self.macs_share,
-        }
+        names = ("name", "layer", "kind", "d_model", "d_hidden", "activation", "gated", "biases")
+        counted = ("shared_calls", "parameters", "macs_share")
+        return {**{name: getattr(self, name) for name in (*names, *counted)}, "kind": self.kind.value}
 
 
 @dataclass(frozen=True)

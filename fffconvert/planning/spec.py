@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from fffconvert.activation_names import ACTIVATION_NUMBERS
 from fffconvert.errors import FFFError
@@ -97,6 +98,11 @@ class FFFSpec:
         """Multiply-adds of one token in one leaf block: all activations, and what is behind those kept."""
         behind = self.d_out + (self.d_in if self.leaf_gated else 0)
         return round(self.leaf_width * (self.d_in + (1 - self.leaf_sparsity) * behind))
+
+    def stated(self) -> dict[str, Any]:
+        """What is stated of a layer wherever layers are listed."""
+        names = ("trees", "depth", "trunk", "leaf_width", "leaf_sparsity", "active_width", "parameters")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def macs_per_token(self) -> int:
