@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from fffconvert.fit.fitted import Fitted
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.refine import refine_layer, split_off
 from fffconvert.fit.stream import ActivationStream
+from fffconvert.hub.metrics import BlockResult, Metrics
 from fffconvert.location import FFNSite, Sites, locate
 from fffconvert.location.inputs import inputs_for
 from fffconvert.options import ConvertOptions, verb
@@ -35,53 +35,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 CHUNK = 8192
 """Tokens per step when a block or layer is evaluated on the calibration activations."""
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """What became of one block.
-
-    Attributes:
-        name: Name of the block.
-        trees: Trees of the new layer.
-        depth: Their depth.
-        trunk: Rank of the trunk.
-        leaf_width: Neurons of each leaf block.
-        leaf_sparsity: Share of them that a token skips.
-        active_width: Neurons of the new layer that a token passes through.
-        active_fraction: Their multiply-adds over those of the dense block.
-        r2_heldout: Share of the variance of the block's output that the layer explains, on calibration
-            text that it was not fitted on; None before the fit, as are all of `fffconvert.fit.Diagnostics`.
-        token_r2_heldout: The same with all tokens counting alike: a few tokens often carry nearly all of the
-            variance. This is what a usual token keeps.
-        routing_entropy: Entropy of the routing on that text, 1 for uniform.
-        dead_node_share: Share of nodes that none of it visits.
-        path_balance: Tokens at the most visited end of a path over the mean.
-        skipped_share: Share of the leaf blocks' neurons that this text skips.
-        margins: Quantiles 5 %, 50 % and 95 % of |s| over its mean.
-        parameters: Stored parameters of the new layer.
-        parameters_before: Those of the block.
-        macs_share: The block's share of the model's multiply-adds.
-    """
-
-    name: str
-    trees: int
-    depth: int
-    trunk: int
-    leaf_width: int
-    leaf_sparsity: float
-    active_width: int
-    active_fraction: float
-    r2_heldout: float | None
-    token_r2_heldout: float | None
-    routing_entropy: float | None
-    dead_node_share: float | None
-    path_balance: float | None
-    skipped_share: float | None
-    margins: tuple[float, float, float] | None
-    parameters: int
-    parameters_before: int
-    macs_share: float
 
 
 @dataclass(frozen=True)
@@ -183,7 +136,7 @@ def convert_model(model: nn.Module | str, options: ConvertOptions, *, dry_run: b
             tokenizer,
             options.output,
             recipe={**made, "calibration": texts, **options.to_dict()},
-            metrics={"seconds": round(seconds, 1), "blocks": [dataclasses.asdict(r) for r in results]},
+            metrics=Metrics(tuple(results), round(seconds, 1)),
             overwrite=options.overwrite,
             original=folder,
         )
@@ -313,18 +266,11 @@ def restore(model: nn.Module) -> None:
 
 def _result(site: FFNSite, spec: FFFSpec, found: Diagnostics | None = None) -> BlockResult:
     dense_macs = sum(projection.weight.numel() for projection in (*site.up, site.down))
-    measured = {field.name: getattr(found, field.name, None) for field in dataclasses.fields(Diagnostics)}
     return BlockResult(
         name=site.name,
-        trees=spec.trees,
-        depth=spec.depth,
-        trunk=spec.trunk,
-        leaf_width=spec.leaf_width,
-        leaf_sparsity=spec.leaf_sparsity,
-        active_width=spec.active_width,
+        **spec.stated(),
         active_fraction=spec.macs_per_token / dense_macs,
-        **measured,
-        parameters=spec.parameters,
+        **({} if found is None else vars(found)),
         parameters_before=site.parameters,
         macs_share=site.macs_share,
     )

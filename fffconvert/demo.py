@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -73,7 +72,7 @@ def run_demo(output: str | Path, *, overwrite: bool, progress: Callable[[str], N
         "model": model,
         "output": str(output),
         "seconds": round(time.monotonic() - started, 1),
-        "blocks": [dataclasses.asdict(result) for result in done.results],
+        "blocks": done.results,
         "bytes_before": sum(file.stat().st_size for file in loaded.source.weights),
         "bytes": sum(file.stat().st_size for file in output.glob("*.safetensors")),
         "similarity": {

@@ -27,6 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from fffconvert.errors import FFFError
 from fffconvert.private_names import attention_of
+from fffconvert.records import plain
 from fffconvert.tree import FFFLayer
 
 LENGTH = 32
@@ -110,7 +111,7 @@ def remove(stored: Iterable[Entry]) -> None:
             entry.path.unlink(missing_ok=True)
 
 
-def once(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(kind: str, key: str, compute: Callable[[], Any]) -> dict[str, Any]:
     """Values of plain JSON that were computed under a key before, or are computed and stored now.
 
     Args:
@@ -122,21 +123,21 @@ def once(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
-    value = compute()
+    value: dict[str, Any] = plain(compute())
     with written(path) as partial:
         partial.write_text(json.dumps(value), encoding="utf-8")
     return value
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document as JSON, atomically.
+def write_json(path: Path, document: Any) -> None:
+    """Write a document, of records or plain values, as JSON, atomically.
 
     Raises:
         FFFError: The file cannot be written.
     """
     try:
         with written(path) as partial:
-            partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise FFFError(f"cannot write {path}: {error.strerror}; choose another `output`") from error
 

@@ -16,6 +16,8 @@ PACKAGE = Path(fffconvert.__file__).parent
 ROOT = PACKAGE.parent
 ORDER = [
     "errors",
+    "records",
+    "cells",
     "figures",
     "native",
     "private_names",
@@ -102,7 +104,7 @@ def test_files_are_short_enough_to_be_one_thing(path: Path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
-@pytest.mark.parametrize("module", ["cli", "planning.spec", "planning.file"])
+@pytest.mark.parametrize("module", ["cli", "records", "planning.spec", "planning.file"])
 def test_the_package_and_its_command_line_and_specifications_start_without_torch(module: str):
     code = f"import sys, fffconvert.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

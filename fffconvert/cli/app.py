@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import time
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from fffconvert.cli import tables
 from fffconvert.cli.adapter import command
 from fffconvert.cli.running import OneLineUsage, Output
+from fffconvert.records import plain
 
 app = typer.Typer(
     name="fffconvert",
@@ -44,8 +44,8 @@ def info(out: Output) -> None:
 
     versions = {"fffconvert": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
-    processor = dataclasses.asdict(cpu())
-    listed = [{"name": found.NAME, **dataclasses.asdict(found.status())} for found in BACKENDS]
+    processor = plain(cpu())
+    listed = [{"name": found.NAME, **plain(found.status())} for found in BACKENDS]
     out.document({"versions": versions, "cpu": processor, "backends": listed})
     out.show(
         tables.pairs(versions),

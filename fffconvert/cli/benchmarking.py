@@ -29,8 +29,8 @@ def bench(
     found = measure(model, **values_of(options))
     out.document(found)
     out.show(*bench_model_tables.everything(found))
-    if found["output"] is not None:
-        out.show(f"wrote {found['output']}")
+    if found.output is not None:
+        out.show(f"wrote {found.output}")
 
 
 @command(app, BenchLayerOptions, "bench-layer")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 from fffconvert.cli import tables
@@ -11,6 +10,7 @@ from fffconvert.cli.app import DryRun, Model, app
 from fffconvert.cli.running import Output
 from fffconvert.options import ConvertOptions, PlanOptions, values_of
 from fffconvert.options.inspect import DemoOptions, InspectOptions
+from fffconvert.records import plain
 
 
 @command(app, InspectOptions)
@@ -54,7 +54,7 @@ def plan(out: Output, model: Model, options: PlanOptions) -> None:
             "expected_error": choices[name].error,
             "parameters": choices[name].parameters,
             "sensitivity": dense[name].sensitivity,
-            "curve": [dataclasses.asdict(choice) for choice in dense[name].choices],
+            "curve": dense[name].choices,
         }
         for name, block in found.blocks.items()
     ]
@@ -71,10 +71,11 @@ def plan(out: Output, model: Model, options: PlanOptions) -> None:
 def convert(out: Output, model: Model, options: ConvertOptions, *, dry_run: DryRun = False) -> None:
     """Replace MODEL's feedforward blocks by FFF layers, fitted to what they do, and save the model."""
     from fffconvert.conversion import convert_model
-    from fffconvert.hub.card import EXPECT, SAVINGS, Totals
+    from fffconvert.hub.card import EXPECT, SAVINGS
+    from fffconvert.hub.metrics import Totals
 
     done = convert_model(model, options, dry_run=dry_run)
-    rows = [dataclasses.asdict(result) for result in done.results]
+    rows = plain(done.results)
     seconds = round(done.seconds, 1)
     out.document({"output": str(done.output), "seconds": seconds, "dry_run": dry_run, "blocks": rows})
     out.show(tables.layers(rows))
@@ -83,7 +84,7 @@ def convert(out: Output, model: Model, options: ConvertOptions, *, dry_run: DryR
         return
     out.show(
         tables.routing(rows),
-        *Totals.of(rows).lines(),
+        *Totals.of(done.results).lines(),
         EXPECT,
         SAVINGS,
         f"wrote {done.output} in {seconds:.0f} s; next: fffconvert inspect {done.output}",
@@ -95,12 +96,13 @@ def convert(out: Output, model: Model, options: ConvertOptions, *, dry_run: DryR
 def demo(out: Output, options: DemoOptions) -> None:
     """Convert a small sentence encoder that comes as a Python package, and compare it with the original."""
     from fffconvert.demo import run_demo
-    from fffconvert.hub.card import EXPECT, SAVINGS, Totals
+    from fffconvert.hub.card import EXPECT, SAVINGS
+    from fffconvert.hub.metrics import Totals
 
     report = run_demo(options.output, overwrite=options.overwrite, progress=out.show)
     out.document(report)
     out.show(
-        tables.layers(report["blocks"]),
+        tables.layers(plain(report["blocks"])),
         tables.similarity(report["similarity"]),
         _verdict(report["similarity"], report["verdict"]),
         *Totals.of(report["blocks"]).lines(),

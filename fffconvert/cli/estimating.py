@@ -16,6 +16,7 @@ from fffconvert.cli.app import app
 from fffconvert.cli.running import Output
 from fffconvert.errors import FFFError
 from fffconvert.options import EstimateOptions, values_of
+from fffconvert.records import plain
 
 if TYPE_CHECKING:
     from fffconvert.estimation import Estimate
@@ -84,7 +85,7 @@ def estimate(
     if save_hardware is not None:
         if found is None:
             raise FFFError("--save-hardware needs a machine; give --hardware this")
-        save_hardware.write_text(json.dumps(found.to_dict(), indent=2), encoding="utf-8")
+        save_hardware.write_text(json.dumps(plain(found), indent=2), encoding="utf-8")
     chosen = values_of(dataclasses.replace(options, hardware=found))
     if sweep is not None:
         rows = sweeps.sweep(names, sweeps.Sweep(sweep.value), lambda name: run(name, **chosen))
@@ -121,10 +122,10 @@ def _sweep(out: Output, rows: list[dict[str, Any]], over: Over, csv: Path | None
 def _compare(out: Output, estimate: Estimate, sizes: str) -> None:
     from fffconvert.estimation.comparison import compare, parse_sizes
 
-    rows = [dataclasses.asdict(row) for row in compare(estimate, parse_sizes(sizes))]
+    rows = plain(compare(estimate, parse_sizes(sizes)))
     worst = max(abs(row["error"]) for row in rows)
-    machine = estimate.machine and estimate.machine.to_dict()
-    out.document({"model": estimate.model, "hardware": machine, "rows": rows, "largest_error": worst})
+    document = {"model": estimate.model, "hardware": estimate.machine, "rows": rows, "largest_error": worst}
+    out.document(document)
     out.show(tables.comparison(rows), f"largest error of the estimate: {worst:.0%}")
 
 

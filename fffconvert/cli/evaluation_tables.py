@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+
+from fffconvert.cells import Column, cell
+from fffconvert.cli.tables import shape, table
+
+if TYPE_CHECKING:
+    from fffconvert.evaluation.grid import SweepResult, SweepRow
 
 
 def results(document: Mapping[str, Any]) -> Iterator[Table | str]:
@@ -21,74 +28,52 @@ def results(document: Mapping[str, Any]) -> Iterator[Table | str]:
 
 def robustness(document: Mapping[str, Any]) -> Iterator[Table | str]:
     """Quality and routing on shifted inputs."""
-    heads = (
-        "input",
-        "kind",
-        "metric",
-        "value",
-        "95 % interval",
-        "n",
-        "teacher",
-        "retained",
-        "routing overlap",
-        "neurons used",
-    )
-    found = _table(f"robustness ({document['task']})", heads, left=("input", "kind", "metric"))
-    for row in document["rows"]:
-        found.add_row(
-            row["name"],
-            row["kind"],
-            row["metric"] or "",
-            number(row["value"]),
-            interval(row["ci95"]),
-            "" if row["n"] is None else f"{row['n']:,}",
-            number(row["teacher"]),
-            share(row["retained"], None),
-            share(row["routing_overlap"], None),
-            share(row["neurons_used"], None),
-        )
-    yield found
+    columns: dict[str, Column] = {
+        "input": "name",
+        "kind": "kind",
+        "metric": "metric",
+        **VALUE,
+        "n": "n:,",
+        "teacher": lambda row: number(row["teacher"]),
+        "retained": "retained:.1%",
+        "routing overlap": "routing_overlap:.1%",
+        "neurons used": "neurons_used:.1%",
+    }
+    yield table(f"robustness ({document['task']})", document["rows"], columns)
 
 
 def ablation(document: Mapping[str, Any]) -> Iterator[Table | str]:
     """What other routes cost."""
-    found = _table(
-        f"ablation of the routing ({document['task']})",
-        ("routes", "metric", "value", "95 % interval", "n", "cost"),
-        left=("routes", "metric"),
-    )
-    for row in document["rows"]:
-        found.add_row(
-            row["name"],
-            row["metric"],
-            number(row["value"]),
-            interval(row["ci95"]),
-            f"{row['n']:,}",
-            number(row["cost"]),
-        )
-    yield found
+    columns: dict[str, Column] = {
+        "routes": "name",
+        "metric": "metric",
+        **VALUE,
+        "n": "n:,",
+        "cost": lambda row: number(row["cost"]),
+    }
+    yield table(f"ablation of the routing ({document['task']})", document["rows"], columns)
 
 
 def routing(document: Mapping[str, Any]) -> Iterator[Table | str]:
     """How nodes and leaves are used, and by which words."""
-    found = _table(
-        f"routing of {document['tokens']:,} tokens of {document['source']}",
-        ("layer", "tree", "entropy", "dead nodes", "nodes visited by level"),
-        left=("layer", "nodes visited by level"),
-    )
-    for row in document["layers"]:
-        levels = " ".join(f"{level['visited']}/{level['nodes']}" for level in row["levels"])
-        found.add_row(
-            row["name"], str(row["tree"]), f"{row['entropy']:.2f}", f"{row['dead_share']:.1%}", levels
-        )
-    yield found
-    leaves = _table(
-        "words of the most visited leaves", ("layer", "leaf", "share", "words"), ("layer", "words")
-    )
-    for row in document["leaves"]:
-        words = " ".join(word for word, _ in row["tokens"])
-        leaves.add_row(row["layer"], str(row["leaf"]), f"{row['share']:.1%}", words)
-    yield leaves
+
+    def levels(row: Mapping[str, Any]) -> str:
+        return " ".join(f"{level['visited']}/{level['nodes']}" for level in row["levels"])
+
+    def words(row: Mapping[str, Any]) -> str:
+        return " ".join(word for word, _ in row["tokens"])
+
+    used: dict[str, Column] = {
+        "layer": "name",
+        "tree": "tree:",
+        "entropy": "entropy:.2f",
+        "dead nodes": "dead_share:.1%",
+        "nodes visited by level": levels,
+    }
+    text = f"{document['tokens']:,} tokens of {document['source']}"
+    yield table(f"routing of {text}", document["layers"], used, left=("nodes visited by level",))
+    leaves: dict[str, Column] = {"layer": "layer", "leaf": "leaf:", "share": "share:.1%", "words": words}
+    yield table("words of the most visited leaves", document["leaves"], leaves, left=("words",))
     for name, row in (document["agreement"] or {}).items():
         yield (
             f"paths of {name}: {row['same_leaf']:.1%} of the tokens reach the same leaf, "
@@ -102,24 +87,28 @@ def tasks(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Table | str]:
     for row in rows.values():
         controls |= dict.fromkeys(name for name in row["ci95_of"] if name != "teacher")
     shown = [name for name in controls if any(row.get(name) is not None for row in rows.values())]
-    heads = ("task", "metric", "value", "95 % interval", "n", "teacher", *shown, "retained", "recovered")
     unclear = [name for name, row in rows.items() if row["recovered_unclear"]]
-    found = _table("tasks", [head.replace("_", " ") for head in heads], left=("task", "metric"))
+    figures = ("teacher", *shown)
+    empty = dict.fromkeys((*figures, "n", "retained", "recovered", "retained_ci95", "recovered_ci95"))
+    lines = []
     for name, row in rows.items():
-        found.add_row(
-            name,
-            row["metric"] + ("" if row["higher_is_better"] else " (lower is better)"),
-            number(row["value"]),
-            interval(row["ci95"]),
-            f"{row['n']:,}" + ("" if row["limit"] is None else " (limited)"),
-            number(row["teacher"]),
-            *(number(row.get(control)) for control in shown),
-            share(row["retained"], row["retained_ci95"]),
-            "unclear" if name in unclear else share(row["recovered"], row["recovered_ci95"]),
-        )
-        for other, figure in row.get("others", {}).items():
-            found.add_row("", other, number(figure["value"]), interval(figure["ci95"]))
-    yield found
+        metric = row["metric"] + ("" if row["higher_is_better"] else " (lower is better)")
+        lines.append({**empty, **row, "task": name, "metric": metric})
+        lines += [
+            {**empty, "task": "", "metric": other} | found for other, found in row.get("others", {}).items()
+        ]
+    columns: dict[str, Column] = {
+        "task": "task",
+        "metric": "metric",
+        **VALUE,
+        "n": lambda row: cell(row, "n:,") + " (limited)" * (row.get("limit") is not None),
+        **{name.replace("_", " "): partial(_figure, name) for name in figures},
+        "retained": lambda row: share(row["retained"], row["retained_ci95"]),
+        "recovered": lambda row: (
+            "unclear" if row["task"] in unclear else share(row["recovered"], row["recovered_ci95"])
+        ),
+    }
+    yield table("tasks", lines, columns)
     for name, row in rows.items():
         if "bytes" in row:
             yield (
@@ -137,6 +126,10 @@ def tasks(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Table | str]:
     yield from _verdicts(rows)
 
 
+def _figure(name: str, row: Mapping[str, Any]) -> str:
+    return number(row[name])
+
+
 def _verdicts(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Says so where a conversion bought nothing, or where the figures do not tell."""
     against = {"dense": "dense blocks of the same width", "ablated": "no blocks at all"}
@@ -149,31 +142,32 @@ def _verdicts(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
                 yield f"{name}: cannot be told from {called}: what the trees bought here, this does not show"
 
 
-def sweep(document: Mapping[str, Any]) -> Iterator[Table | str]:
+def sweep(found: SweepResult) -> Iterator[Table | str]:
     """The points of a sweep; a star marks those that none beats."""
-    rows = document["rows"]
-    names = list(rows[0]["tasks"])
-    heads = [head for name in names for head in (f"{name} {rows[0]['tasks'][name]['metric']}", "retained")]
-    columns = ("", "trees", "leaf", "trunk", "MACs left", "parameters", *heads)
-    found = _table(f"sweep of {document['model']}", columns, left=("",))
-    for index, row in enumerate(rows):
-        figures = []
-        for name in names:
-            task = row["tasks"][name]
-            figures += [f"{number(task['value'])} ({interval(task['ci95'])})", share(task["retained"], None)]
-        found.add_row(
-            "*" if index in document["pareto"] else "",
-            f"{row['trees']}x{row['depth']}",
-            str(row["leaf_width"]),
-            str(row["trunk"]),
-            f"{row['active_fraction']:.1%}",
-            f"{row['parameters_ratio']:.2f}x",
-            *figures,
-        )
-    yield found
-    limit = document["settings"]["limit"]
+    best = [found.rows[index] for index in found.pareto]
+    columns: dict[str, Column] = {
+        "": lambda row: "*" * (row in best),
+        "trees": shape,
+        "leaf": "leaf_width:",
+        "trunk": "trunk:",
+        "MACs left": "active_fraction:.1%",
+        "parameters": lambda row: f"{row.parameters_ratio:.2f}x",
+    }
+    for name, score in found.rows[0].tasks.items():
+        columns[f"{name} {score.metric}"] = partial(_bounded, name)
+        columns[f"{name} retained"] = partial(_retained, name)
+    yield table(f"sweep of {found.model}", found.rows, columns, left=("",))
+    limit = found.settings["limit"]
     if limit is not None:
         yield f"a quick look at {limit} examples of a task: not a result to report"
+
+
+def _bounded(task: str, row: SweepRow) -> str:
+    return f"{number(row.tasks[task].value)} ({interval(row.tasks[task].ci95)})"
+
+
+def _retained(task: str, row: SweepRow) -> str:
+    return cell(row.tasks[task], "retained:.1%")
 
 
 def number(value: float | None) -> str:
@@ -195,8 +189,7 @@ def share(value: float | None, ends: Sequence[float] | None) -> str:
     return f"{value:.1%}" + ("" if ends is None else f" ({ends[0]:.1%} to {ends[1]:.1%})")
 
 
-def _table(title: str, columns: Sequence[str], left: Sequence[str]) -> Table:
-    found = Table(title=title, title_justify="left")
-    for column in columns:
-        found.add_column(column, justify="left" if column in left else "right", overflow="fold")
-    return found
+VALUE: dict[str, Column] = {
+    "value": lambda row: number(row["value"]),
+    "95 % interval": lambda row: interval(row["ci95"]),
+}

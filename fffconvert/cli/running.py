@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from fffconvert.errors import FFFError
+from fffconvert.records import plain
 
 USAGE, INTERRUPTED, FAILED = 2, 130, 1
 PIPE_WIDTH = 160
@@ -114,10 +115,10 @@ class Output:
             for part in parts:
                 self._console.print(part, soft_wrap=isinstance(part, str))
 
-    def document(self, values: Mapping[str, Any]) -> None:
-        """Print the JSON document; nothing without `--json`."""
+    def document(self, values: Any) -> None:
+        """Print the JSON document, of records or plain values; nothing without `--json`."""
         if self._as_json:
-            self._stream.write(json.dumps(values, indent=2) + "\n")  # in one write
+            self._stream.write(json.dumps(plain(values), indent=2) + "\n")  # in one write
 
 
 def _quiet() -> None:

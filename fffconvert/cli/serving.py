@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from fffconvert.cli import tables
 from fffconvert.cli.adapter import command
 from fffconvert.cli.app import Converted, app
 from fffconvert.cli.running import Output
 from fffconvert.options import DeployOptions, ExportOptions, values_of
+from fffconvert.records import plain
 
 HOW = {
     "onnx": "in Python: options = onnxruntime.SessionOptions(); fffconvert.register_onnxruntime(options)",
@@ -23,14 +22,13 @@ def deploy(out: Output, model: Converted, options: DeployOptions) -> None:
     from fffconvert.deployment import TOKENS, deploy_folder
 
     _, done = deploy_folder(model, options)
-    rows = [dataclasses.asdict(layer) for layer in done.layers]
-    out.document({"model": model, "tokens": TOKENS, **done.to_dict()})
+    out.document({"model": model, "tokens": TOKENS, **plain(done)})
     out.show(
-        tables.deployments(rows, TOKENS),
+        tables.deployments(plain(done.layers), TOKENS),
         "error: what the row type changes in the outputs, relative root mean square on random inputs",
     )
     if done.linears:
-        out.show(tables.linears([dataclasses.asdict(linear) for linear in done.linears], TOKENS))
+        out.show(tables.linears(plain(done.linears), TOKENS))
         out.show(f"Attention's dot products: {done.attention}.")
     agreement = done.agreement
     out.show(

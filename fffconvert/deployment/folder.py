@@ -22,6 +22,7 @@ from fffconvert.fit.corpus import read_texts
 from fffconvert.hub.deployment import Deployment, apply
 from fffconvert.hub.output import RECIPE, read_conversion, writing
 from fffconvert.options import DeployOptions, verb
+from fffconvert.records import plain
 from fffconvert.runtime.heap import keep_freed_memory
 
 RECORD = "deploy.json"
@@ -79,11 +80,6 @@ class Deployed:
     bytes_before: int
     bytes_after: int
     output: Path | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values: `deploy.json`."""
-        values = dataclasses.asdict(self)
-        return {**values, "output": None if self.output is None else str(self.output)}
 
 
 def deploy_folder(name: str, options: DeployOptions) -> tuple[Any, Deployed]:
@@ -173,8 +169,8 @@ def _write(
         shutil.copytree(folder, partial, dirs_exist_ok=True)
         path = partial / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["quantization_config"]["deployment"] = deployment.to_dict()
+        config["quantization_config"]["deployment"] = plain(deployment)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        document = json.dumps({"deployed_from": str(folder), **result.to_dict()}, indent=2)
+        document = json.dumps({"deployed_from": str(folder), **plain(result)}, indent=2)
         (partial / RECORD).write_text(document + "\n", encoding="utf-8")
     return Path(output).expanduser().resolve()

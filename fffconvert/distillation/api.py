@@ -16,6 +16,7 @@ from fffconvert.distillation.run import Trainee, run_stages
 from fffconvert.distillation.signals import placements
 from fffconvert.errors import FFFError
 from fffconvert.options import DistillOptions, verb
+from fffconvert.records import plain
 from fffconvert.store import fingerprint, written
 
 Student = TypeVar("Student", bound=PreTrainedModel)
@@ -50,7 +51,7 @@ def distill(model: Student | str | Path, options: DistillOptions) -> Student:
     given = texts_in_memory(options, chosen, tokenizer)
     if options.folder is not None:
         folder = Path(options.folder)
-        _claim(folder, fingerprint(chosen.to_dict(), teacher, given, local_files(chosen), repr(model)))
+        _claim(folder, fingerprint(plain(chosen), teacher, given, local_files(chosen), repr(model)))
         return cast(Student, run_stages(trainee, chosen, folder, given).model)
     with tempfile.TemporaryDirectory(prefix="fffconvert-") as temporary:
         return cast(Student, run_stages(trainee, chosen, Path(temporary), given).model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from fffconvert.distillation.resolving import default_recipe, recipe_of, texts_i
 from fffconvert.distillation.run import JOURNAL, TENSORBOARD, Trainee, run_stages
 from fffconvert.distillation.signals import placements
 from fffconvert.errors import FFFError
+from fffconvert.hub.metrics import Metrics, Training
 from fffconvert.hub.output import METRICS, read_conversion
 from fffconvert.options import DistillOptions
+from fffconvert.records import load, plain
 from fffconvert.store import fingerprint
 
 
@@ -31,12 +33,12 @@ class Distilled:
     Attributes:
         model: The model.
         output: The folder.
-        training: What `metrics.json` says of it: tokens, steps, seconds, tokens_per_second, eval_loss.
+        training: What `metrics.json` says of it.
     """
 
     model: Any
     output: Path
-    training: dict[str, Any]
+    training: Training
 
 
 def distill_folder(source: str | Path, options: DistillOptions) -> Distilled:
@@ -68,7 +70,7 @@ def distill_folder(source: str | Path, options: DistillOptions) -> Distilled:
         "teacher": name,
         "teacher_revision": revision,
         **({"control": control.value} if control else {}),
-        "distill": recipe.to_dict(),
+        "distill": plain(recipe),
     }
     state = PartialState()
     work = path.with_name(f".{path.name}.training")
@@ -84,17 +86,17 @@ def distill_folder(source: str | Path, options: DistillOptions) -> Distilled:
     student = make_control(source, control) if control else converted
     trainee = Trainee(student.model, original.model, tokenizer, control, places)
     trained = run_stages(trainee, recipe, work, given)
-    training = {
-        "tokens": trained.tokens,
-        "steps": trained.steps,
-        "seconds": round(trained.seconds, 1),
-        "tokens_per_second": round(trained.tokens / max(trained.seconds, 1e-9), 1),
-        "eval_loss": trained.eval_loss,
-        "control": control.value if control else None,
-        "recipe": recipe.to_dict(),
-    }
+    training = Training(
+        trained.tokens,
+        trained.steps,
+        round(trained.seconds, 1),
+        round(trained.tokens / max(trained.seconds, 1e-9), 1),
+        trained.eval_loss,
+        control.value if control else None,
+        plain(recipe),
+    )
     if state.is_main_process:
-        metrics = {**_earlier_metrics(source, control), "training": training}
+        metrics = replace(_earlier_metrics(source, control), training=training)
         hub.save(
             trained.model,
             tokenizer,
@@ -146,12 +148,9 @@ def _open_work(work: Path, document: Mapping[str, Any], *, restart: bool) -> Non
     own.write_text(key, encoding="utf-8")
 
 
-def _earlier_metrics(source: str | Path, control: Control | None) -> dict[str, Any]:
+def _earlier_metrics(source: str | Path, control: Control | None) -> Metrics:
     """What was measured at conversion; a control has only its name."""
-    if control:
-        return {"control": control.value, "blocks": []}
     path = Path(source, METRICS)
-    metrics: dict[str, Any] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"blocks": []}
-    )
-    return metrics
+    if control or not path.is_file():
+        return Metrics((), control=control.value if control else None)
+    return load(Metrics, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -282,11 +281,6 @@ class Recipe:
     def __post_init__(self) -> None:
         check_recipe(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain values, for YAML."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
-
     def data_of(self, stage: Stage) -> Data:
         """The text of a stage."""
         return stage.data or self.data
@@ -340,11 +334,3 @@ def _check_numbers(value: Any, where: str) -> None:
             if not low <= item <= high:
                 expected = f"0 to {high:g}" if high == 1 else "more than 0" if low else "0 or more"
                 raise FFFError(f"{name} is {item}; expected {expected}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.value if isinstance(value, Enum) else value

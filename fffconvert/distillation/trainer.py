@@ -24,6 +24,8 @@ from fffconvert.distillation.data import Draws, LengthBuckets, lengths_of
 from fffconvert.distillation.distiller import Distiller
 from fffconvert.distillation.recipe import Layout, Recipe, Schedule, Stage
 from fffconvert.errors import FFFError
+from fffconvert.hub.metrics import Step
+from fffconvert.records import plain
 from fffconvert.tree import FFFLayer
 
 COMPLETE = "complete"
@@ -165,12 +167,12 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
         if self.is_world_process_zero() and ("loss" in logs or "eval_loss" in logs):
             steps, before = self.state.global_step + self.before[1], self.before[0]
-            line: dict[str, Any] = {"step": steps, "tokens": before + tokens, "stage": self.stage.kind.value}
-            losses = {name[5:]: value for name, value in logs.items() if name.startswith("loss_")}
+            finite = {name: value for name, value in logs.items() if math.isfinite(value)}
+            losses = {name[5:]: value for name, value in finite.items() if name.startswith("loss_")}
             kept = ("loss", "tokens_per_second", "learning_rate", "grad_norm", "eval_loss")
-            line |= {name: logs[name] for name in kept if name in logs} | (
-                {"losses": losses} if losses else {}
-            )
+            known = {name: finite[name] for name in kept if name in finite}
+            step = Step(steps, before + tokens, self.stage.kind.value, **known, losses=losses)
+            line = {name: value for name, value in plain(step).items() if value not in (None, {})}
             with self.journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 

@@ -113,11 +113,8 @@ def _warnings(case: Case) -> list[str]:
             f"{machine.memory_bytes / 1e9:,.0f} GB "
             f"of one {machine.title}."
         )
-    if machine is not None:
-        before, after = (
-            roofline.duration(anatomy, work, machine, case.dtype)
-            for anatomy in (case.anatomy, case.converted)
-        )
+    if machine is not None and (times := case.durations()):
+        before, after = times
         if before.seconds / after.seconds < POOR:
             said.append(
                 f"On {machine.title} the expected gain is {before.seconds / after.seconds:.2f}x: the "

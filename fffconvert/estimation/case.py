@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fffconvert.estimation.anatomy import Anatomy, Block
 from fffconvert.estimation.conversion import converted, limit
 from fffconvert.estimation.machines import Hardware
+from fffconvert.estimation.roofline import Time, duration
 from fffconvert.estimation.workload import Workload
 from fffconvert.planning import FFFSpec
 
@@ -53,6 +54,20 @@ class Case:
     def model_speedup(self) -> float:
         """The whole model's multiply-adds over those of the converted one."""
         return sum(self.anatomy.macs(self.work).values()) / sum(self.converted.macs(self.work).values())
+
+    def durations(self, work: Workload | None = None) -> tuple[Time, Time] | None:
+        """How long the original and the converted model take on the machine; None without one.
+
+        Args:
+            work: Other work than the case's.
+        """
+        if self.machine is None:
+            return None
+        own = work or self.work
+        return (
+            duration(self.anatomy, own, self.machine, self.dtype),
+            duration(self.converted, own, self.machine, self.dtype),
+        )
 
     def at_context(self, context: int) -> Workload:
         """The same work with another context."""

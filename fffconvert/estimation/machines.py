@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from fffconvert.errors import FFFError
+from fffconvert.records import load, read
 
 BYTES = {"float64": 8.0, "float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 """Bytes of one number."""
@@ -76,6 +76,15 @@ class Hardware:
     source: str
     rates: Rates | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        numbers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type == "float"}
+        numbers |= {f"flops.{dtype}": rate for dtype, rate in self.flops.items()}
+        for name, number in numbers.items():
+            if not 0 < number < math.inf:
+                raise FFFError(f"{name} of machine {self.name} is {number!r}; expected a positive number")
+        if "float32" not in self.flops:
+            raise FFFError(f"flops of machine {self.name} lacks float32, the dtype that every machine has")
+
     def peak(self, dtype: str) -> float:
         """Floating point operations per second of matrix products; of the nearest wider dtype if unknown."""
         order = [dtype, "float16", "bfloat16", "float32"]
@@ -87,46 +96,13 @@ class Hardware:
         """Bytes per second of a working set of so many bytes."""
         return self.cache_bandwidth if size <= self.cache_bytes else self.bandwidth
 
-    def to_dict(self) -> dict[str, Any]:
-        """The machine as plain values; `from_dict` reads them."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Hardware:
-        """Read a machine that `to_dict` wrote, or that somebody described.
-
-        Raises:
-            FFFError: A value is missing, unknown or no positive number.
-        """
-        known = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(known))
-        missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in values]
-        if unknown or missing:
-            raise FFFError(
-                f"a machine has {', '.join(unknown) or 'nothing'} unknown and lacks "
-                f"{', '.join(missing) or 'nothing'}; expected {', '.join(known)}"
-            )
-        numbers = {n: values[n] for n, f in known.items() if f.type == "float"}
-        numbers |= {f"flops.{dtype}": rate for dtype, rate in dict(values["flops"]).items()}
-        for name, number in numbers.items():
-            if not isinstance(number, (int, float)) or not (number > 0 and math.isfinite(number)):
-                raise FFFError(
-                    f"{name} of machine {values['name']} is {number!r}; expected a positive number"
-                )
-        if "float32" not in values["flops"]:
-            raise FFFError(
-                f"flops of machine {values['name']} lacks float32, the dtype that every machine has"
-            )
-        rates = values.get("rates")
-        return cls(**{**values, "rates": Rates(**rates) if isinstance(rates, Mapping) else rates})
-
 
 @cache
 def known_machines() -> dict[str, Hardware]:
     """The machines that are known by name."""
     text = files("fffconvert.estimation").joinpath("hardware.yaml").read_text(encoding="utf-8")
     return {
-        name: Hardware.from_dict({"name": name, **values}) for name, values in yaml.safe_load(text).items()
+        name: read(Hardware, {"name": name, **values}, name) for name, values in yaml.safe_load(text).items()
     }
 
 
@@ -144,14 +120,11 @@ def hardware(name: str) -> Hardware:
             f"unknown hardware {name!r}; expected this, a .json file, or {', '.join(known_machines())}"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return load(Hardware, path, "person")
     except (OSError, ValueError) as error:
         raise FFFError(
             f"cannot read hardware {name}: {error}; expected what --save-hardware writes"
         ) from None
-    if not isinstance(values, dict):
-        raise FFFError(f"{name} holds no machine; expected what --save-hardware writes")
-    return Hardware.from_dict(values)
 
 
 def at(table: Table, size: float, *further: float) -> float:

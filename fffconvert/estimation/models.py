@@ -20,6 +20,7 @@ from fffconvert.errors import FFFError
 from fffconvert.estimation.anatomy import Anatomy
 from fffconvert.estimation.recording import record
 from fffconvert.location.inputs import Inputs
+from fffconvert.records import read
 
 LARGE = 2_000_000_000
 """Parameters of the largest model that is run with random weights."""
@@ -45,7 +46,7 @@ class Preset:
     config: Mapping[str, Any]
     parameters: int
     source: str
-    ids: tuple[str, ...]
+    ids: tuple[str, ...] = ()
 
     def build(self, device: str = "meta") -> nn.Module:
         """The model with random weights; on the meta device, shapes without weights."""
@@ -61,17 +62,7 @@ def presets() -> dict[str, Preset]:
     listed = yaml.safe_load(
         files("fffconvert.estimation").joinpath("models.yaml").read_text(encoding="utf-8")
     )
-    return {
-        name: Preset(
-            name,
-            values["class"],
-            values["config"],
-            int(values["parameters"]),
-            values["source"],
-            tuple(values.get("ids", ())),
-        )
-        for name, values in listed.items()
-    }
+    return {name: read(Preset, {"name": name, **values}, name) for name, values in listed.items()}
 
 
 @cache

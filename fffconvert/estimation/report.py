@@ -44,33 +44,42 @@ class Estimate(Case):
     published: int | None
     tokens: int
 
+    def figures(self) -> dict[str, Any]:
+        """The figures that most depend on the layers, as rows of sweeps have them, too."""
+        block, spec = self.block, self.spec
+        parameters, stored = (sum(a.parameters.values()) for a in (self.anatomy, self.converted))
+        return {
+            "model": self.model,
+            "parameters": parameters,
+            "trees": spec.trees,
+            "depth": spec.depth,
+            "nodes": spec.nodes,
+            "neurons_used": spec.active_width,
+            "neuron_share": spec.active_width / block.d_hidden,
+            "ffn_speedup_vs_block": block.macs / spec.macs_per_token,
+            "model_speedup": self.model_speedup,
+            "model_speedup_limit": self.model_speedup_limit,
+            "storage_growth": stored / parameters,
+            "break_even_tokens": break_even_tokens(block, spec),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The document that `fffconvert estimate --json` prints."""
         block, spec, anatomy, after = self.block, self.spec, self.anatomy, self.converted
         return {
-            "model": self.model,
+            **self.figures(),
             "source": self.source,
             "layers": sum(b.calls for b in anatomy.blocks),
             "d_model": block.d_model,
             "d_hidden": block.d_hidden,
             "gated": block.gated,
             "experts": block.experts,
-            "trees": spec.trees,
-            "depth": spec.depth,
             "trunk": spec.trunk,
-            "nodes": spec.nodes,
-            "neurons_used": spec.active_width,
-            "neuron_share": spec.active_width / block.d_hidden,
             "node_share": spec.active_width / (spec.trees * spec.nodes + spec.trunk),
-            "ffn_speedup_vs_block": block.macs / spec.macs_per_token,
             "ffn_speedup_vs_tree_size": _tree_size_macs(spec) / spec.macs_per_token,
-            "model_speedup_limit": self.model_speedup_limit,
-            "model_speedup": self.model_speedup,
-            "parameters": sum(anatomy.parameters.values()),
             "parameters_published": self.published,
-            "parameters_by_part": _named(anatomy.parameters),
+            "parameters_by_part": {part.value: total for part, total in anatomy.parameters.items()},
             "converted_parameters": sum(after.parameters.values()),
-            "storage_growth": sum(after.parameters.values()) / sum(anatomy.parameters.values()),
             "work": {"batch": self.work.batch, "context": self.work.context, "phase": self.work.phase.value},
             "dtype": self.dtype,
             "tokens_per_pass": anatomy.tokens(self.work),
@@ -79,7 +88,6 @@ class Estimate(Case):
             "bytes_per_token": self._per_token(roofline.moved_bytes(anatomy, self.work, self.dtype)),
             "converted_bytes_per_token": self._per_token(roofline.moved_bytes(after, self.work, self.dtype)),
             "by_context": [self._context_row(context) for context in self._contexts()],
-            "break_even_tokens": break_even_tokens(block, spec),
             "memory_bytes": {
                 "weights": roofline.weight_bytes(anatomy, self.dtype),
                 "converted_weights": roofline.weight_bytes(after, self.dtype),
@@ -93,12 +101,11 @@ class Estimate(Case):
 
     def roofline(self) -> dict[str, Any] | None:
         """Times of one forward pass on the machine; None if no machine was given."""
-        if self.machine is None:
+        times = self.durations()
+        if self.machine is None or times is None:
             return None
-        before, after, without = (
-            roofline.duration(anatomy, self.work, self.machine, self.dtype)
-            for anatomy in (self.anatomy, self.converted, ablated(self.anatomy))
-        )
+        before, after = times
+        without = roofline.duration(ablated(self.anatomy), self.work, self.machine, self.dtype)
         return {
             "hardware": self.machine.name,
             "title": self.machine.title,
@@ -158,12 +165,8 @@ class Estimate(Case):
             "model_speedup": macs / after,
             "model_speedup_limit": limit(self.anatomy, work),
         }
-        if self.machine is not None:
-            before, converted_time = (
-                roofline.duration(anatomy, work, self.machine, self.dtype).seconds
-                for anatomy in (self.anatomy, self.converted)
-            )
-            row["roofline_speedup"] = before / converted_time
+        if times := self.durations(work):
+            row["roofline_speedup"] = times[0].seconds / times[1].seconds
         return row
 
     def _per_token(self, totals: Mapping[Part, float]) -> dict[str, float]:
@@ -237,10 +240,6 @@ def _tree_size_macs(spec: FFFSpec) -> int:
     width = spec.d_in + spec.d_out
     leaf = spec.leaf_width * (width + (spec.d_in if spec.leaf_gated else 0))
     return spec.trunk * width + spec.trees * (spec.nodes * width + spec.leaves * leaf)
-
-
-def _named(totals: Mapping[Part, int]) -> dict[str, int]:
-    return {part.value: total for part, total in totals.items()}
 
 
 def _whole(number: float) -> float:

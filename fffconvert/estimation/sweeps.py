@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from fffconvert.errors import FFFError
 from fffconvert.estimation import roofline
-from fffconvert.estimation.conversion import break_even_tokens, limit
 from fffconvert.estimation.report import Estimate
 from fffconvert.planning import MAX_DEPTH
 
@@ -97,41 +96,26 @@ def _rows(estimate: Estimate, over: Sweep) -> Iterator[dict[str, Any]]:
 
 
 def _row(estimate: Estimate) -> dict[str, Any]:
-    work, after, block, spec = estimate.work, estimate.converted, estimate.block, estimate.spec
-    tokens = estimate.anatomy.tokens(work)
+    work, anatomy = estimate.work, estimate.anatomy
+    tokens = anatomy.tokens(work)
     moved, moved_after = (
-        sum(roofline.moved_bytes(anatomy, work, estimate.dtype).values())
-        for anatomy in (estimate.anatomy, after)
+        sum(roofline.moved_bytes(one, work, estimate.dtype).values()) for one in (anatomy, estimate.converted)
     )
-    row: dict[str, Any] = {
-        "model": estimate.model,
-        "parameters": sum(estimate.anatomy.parameters.values()),
+    row = {
         "context": work.context,
         "batch": work.batch,
         "phase": work.phase.value,
-        "trees": spec.trees,
-        "depth": spec.depth,
-        "nodes": spec.nodes,
-        "neurons_used": spec.active_width,
-        "neuron_share": spec.active_width / block.d_hidden,
-        "ffn_speedup_vs_block": block.macs / spec.macs_per_token,
-        "model_speedup": estimate.model_speedup,
-        "model_speedup_limit": limit(estimate.anatomy, work),
-        "macs_per_token": sum(estimate.anatomy.macs(work).values()) / tokens,
+        **estimate.figures(),
+        "macs_per_token": sum(anatomy.macs(work).values()) / tokens,
         "bytes_per_token": moved / tokens,
         "converted_bytes_per_token": moved_after / tokens,
-        "storage_growth": sum(after.parameters.values()) / sum(estimate.anatomy.parameters.values()),
-        "break_even_tokens": break_even_tokens(block, spec),
     }
-    if estimate.machine is not None:
-        before, converted = (
-            roofline.duration(anatomy, work, estimate.machine, estimate.dtype).seconds
-            for anatomy in (estimate.anatomy, after)
-        )
+    if estimate.machine is not None and (times := estimate.durations()):
+        before, after = times
         row |= {
             "hardware": estimate.machine.name,
-            "latency_ms": before * 1e3,
-            "converted_latency_ms": converted * 1e3,
-            "roofline_speedup": before / converted,
+            "latency_ms": before.seconds * 1e3,
+            "converted_latency_ms": after.seconds * 1e3,
+            "roofline_speedup": before.seconds / after.seconds,
         }
     return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,12 +27,34 @@ from fffconvert.store import digest, once
 from fffconvert.tree import FFFLayer
 
 
+@dataclass(frozen=True)
+class AblationRow:
+    """The model with its routing changed: a figure, and its cost against the model's own routes."""
+
+    name: str
+    metric: str
+    value: float | None
+    ci95: tuple[float, float] | None = None
+    n: int | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The model with its routing changed in several ways."""
+
+    rows: tuple[AblationRow, ...]
+    task: str = ""
+    source: str = ""
+    limit: int | None = None
+
+
 def quality_task(subject: Subject) -> Task:
     """What a model is judged by where one task must do: sts-b, mlm or perplexity, as its head is."""
     return TASKS[{"none": "sts-b", "masked": "mlm", "causal": "perplexity"}[head(subject.model)]]
 
 
-def measure_ablation(subject: Subject, options: Options) -> dict[str, Any]:
+def measure_ablation(subject: Subject, options: Options) -> Ablation:
     """What other routes cost, all else being equal.
 
     - `hard`: the routes that the model takes.
@@ -46,8 +69,7 @@ def measure_ablation(subject: Subject, options: Options) -> dict[str, Any]:
         options: Of the call.
 
     Returns:
-        `task`, `limit`, and `rows` of `name`, `metric`, `value`, `ci95`, `n`, and the `cost` in the metric's
-        own unit against `hard`, positive where the other way is worse.
+        A row for each way; costs are in the metric's own unit, positive where it is worse than `hard`.
 
     Raises:
         FFFError: The model has no FFF layers.
@@ -80,12 +102,14 @@ def measure_ablation(subject: Subject, options: Options) -> dict[str, Any]:
     results = {"hard": hard}
     for name, compute in tqdm(ways.items(), desc="ablation", unit="way", disable=None):
         results[name] = once("evaluations", digest(key, name), lambda compute=compute: run(compute))  # type: ignore[misc]
-    rows = [{"name": name, **figure(task.metrics[0], result)} for name, result in results.items()]
-    sign = -1 if task.metrics[0].higher_is_better else 1
-    for row in rows:
-        known = row["value"] is not None and rows[0]["value"] is not None
-        row["cost"] = sign * (row["value"] - rows[0]["value"]) + 0.0 if known else None
-    return {"task": task.name, "source": source, "limit": options.limit, "rows": rows}
+    figures = {name: figure(task.metrics[0], result) for name, result in results.items()}
+    sign, own = -1 if task.metrics[0].higher_is_better else 1, figures["hard"]["value"]
+
+    def cost(value: float | None) -> float | None:
+        return None if value is None or own is None else sign * (value - own) + 0.0
+
+    rows = tuple(AblationRow(name, **found, cost=cost(found["value"])) for name, found in figures.items())
+    return Ablation(rows, task.name, source, options.limit)
 
 
 def kept_decisions(depth: int) -> list[int]:

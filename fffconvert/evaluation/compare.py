@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,57 @@ from fffconvert.evaluation.metrics import Metric, Units, interval
 from fffconvert.evaluation.subject import Subject
 from fffconvert.evaluation.tasks import Options, Task
 from fffconvert.evaluation.verdicts import verdict
+from fffconvert.records import plain
 from fffconvert.store import digest, once
 
-CONTROLS = ("ablated", "dense", "random_routing")
-"""Controls that every row states, null where they were not given."""
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A model on one task, beside its teacher and the controls.
+
+    Intervals are of 95 %. Further keys of a row are facts of the task and values of other controls.
+
+    Attributes:
+        metric: Its name.
+        value: The model's; None where it is undefined.
+        ci95: Its interval.
+        n: Number of examples.
+        teacher: The teacher's value; None without one, as are the next three.
+        ablated: Value of the model without its blocks.
+        dense: Value with dense blocks of the same active width.
+        random_routing: Value with hyperplanes drawn at random.
+        retained: Model over teacher; of a loss, teacher over model.
+        retained_ci95: Its interval.
+        recovered: Of what deleting the blocks takes away, the share that the model has.
+        recovered_ci95: Its interval.
+        recovered_unclear: Deleting the blocks costs nothing that shows, so that a share of it means nothing.
+        limit: Examples at most, for a quick look.
+        higher_is_better: Whether a larger value is the better one.
+        verdicts: "better", "worse" or "undecided" against each control.
+        ci95_of: Intervals of the teacher and the controls.
+        source: Where the data came from.
+        seconds: Time that the model took.
+    """
+
+    metric: str
+    value: float | None
+    ci95: tuple[float, float] | None = None
+    n: int | None = None
+    teacher: float | None = None
+    ablated: float | None = None
+    dense: float | None = None
+    random_routing: float | None = None
+    retained: float | None = None
+    retained_ci95: tuple[float, float] | None = None
+    recovered: float | None = None
+    recovered_ci95: tuple[float, float] | None = None
+    recovered_unclear: bool = False
+    limit: int | None = None
+    higher_is_better: bool = True
+    verdicts: dict[str, str] = field(default_factory=dict)
+    ci95_of: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    source: str = ""
+    seconds: float | None = None
 
 
 def measure(
@@ -80,7 +128,7 @@ def figure(metric: Metric, result: Mapping[str, Any]) -> dict[str, Any]:
 def row(
     task: Task, source: str, results: Mapping[str, Mapping[str, Any]], limit: int | None
 ) -> dict[str, Any]:
-    """The row of a task in the results.
+    """The row of a task in the results: a `TaskScore` in plain values, with what else there is to say.
 
     Args:
         task: The task.
@@ -90,50 +138,49 @@ def row(
     """
     units = {role: np.array(result["units"], dtype=np.float64) for role, result in results.items()}
     metric, own = task.metrics[0], units["model"]
-    figures = {role: _number(metric.compute(found)) for role, found in units.items()}
-    intervals = {role: interval(metric, [found]) for role, found in units.items()}
-    controls = {role: figures[role] for role in units if role not in ("model", "teacher")}
-    document: dict[str, Any] = {
-        "metric": metric.name,
-        "higher_is_better": metric.higher_is_better,
-        "value": figures["model"],
-        "ci95": intervals["model"],
-        "n": len(own),
-        "teacher": figures.get("teacher"),
-        **dict.fromkeys(CONTROLS),
-        **controls,
-        "verdicts": {role: verdict(metric, own, units[role]) for role in controls},
-        "ci95_of": {role: found for role, found in intervals.items() if role != "model"},
-        "retained": None,
-        "retained_ci95": None,
-        "recovered": None,
-        "recovered_ci95": None,
-        "recovered_unclear": False,
-        "limit": limit,
-        "source": source,
-        "seconds": results["model"]["seconds"],
-        **results["model"]["facts"],
-    }
+    values = {role: _number(metric.compute(found)) for role, found in units.items()}
+    ends = {role: interval(metric, [found]) for role, found in units.items()}
+    beside = {role: value for role, value in values.items() if role != "model"}
+    score = TaskScore(
+        metric.name,
+        values["model"],
+        ends.pop("model"),
+        len(own),
+        **_shares(task, units),
+        limit=limit,
+        higher_is_better=metric.higher_is_better,
+        verdicts={role: verdict(metric, own, units[role]) for role in beside if role != "teacher"},
+        ci95_of=ends,
+        source=source,
+        seconds=results["model"]["seconds"],
+    )
+    document: dict[str, Any] = plain(score) | beside | results["model"]["facts"]
     if task.seeded:
         columns = range(1, own.shape[1])
         document["seeds"] = [_number(metric.compute(own[:, [0, column]])) for column in columns]
-    others = task.metrics[1:]
-    if others:
+    if others := task.metrics[1:]:
         document["others"] = {
             other.name: {"value": _number(other.compute(own)), "ci95": interval(other, [own])}
             for other in others
         }
-    if "teacher" in units and not task.beside_teacher:
-        pair = [own, units["teacher"]]
-        document["retained"] = _number(retained(metric, pair))
-        document["retained_ci95"] = interval(metric, pair, retained)
-        if "ablated" in units:
-            three = [*pair, units["ablated"]]
-            document["recovered"] = _number(recovered(metric, three))
-            document["recovered_ci95"] = interval(metric, three, recovered)
-            # Where deleting all blocks costs nothing that shows, a share of it means nothing.
-            document["recovered_unclear"] = verdict(metric, *three[1:]) != "better"
     return document
+
+
+def _shares(task: Task, units: Mapping[str, Units]) -> dict[str, Any]:
+    """What the model retained and recovered, where there is something to compare with."""
+    if "teacher" not in units or task.beside_teacher:
+        return {}
+    metric, pair = task.metrics[0], [units["model"], units["teacher"]]
+    found: dict[str, Any] = {
+        "retained": _number(retained(metric, pair)),
+        "retained_ci95": interval(metric, pair, retained),
+    }
+    if "ablated" in units:
+        three = [*pair, units["ablated"]]
+        found["recovered"] = _number(recovered(metric, three))
+        found["recovered_ci95"] = interval(metric, three, recovered)
+        found["recovered_unclear"] = verdict(metric, *three[1:]) != "better"
+    return found
 
 
 def retained(metric: Metric, units: Sequence[Units]) -> float:

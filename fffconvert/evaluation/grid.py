@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from tqdm import tqdm
 from fffconvert import hub
 from fffconvert.conversion import convert_model
 from fffconvert.errors import FFFError
+from fffconvert.evaluation.compare import TaskScore
+from fffconvert.evaluation.results import Evaluation
 from fffconvert.evaluation.run import environment, evaluate
 from fffconvert.evaluation.tasks import TASKS, resolve_tasks
 from fffconvert.figures import figure_class
 from fffconvert.fit.corpus import names_of_texts, read_texts
-from fffconvert.hub.card import Totals
+from fffconvert.hub.metrics import Metrics, Totals
 from fffconvert.options import ConvertOptions, SweepOptions, values_of, verb
+from fffconvert.records import load, plain, read
 from fffconvert.store import code, fingerprint, write_json
 
 RESULTS, PLOT, POINTS = "sweep.json", "sweep.png", "points"
@@ -28,18 +31,55 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Colours that the colour-blind can tell apart. Reference: Wong, Nature Methods 8 (2011), 441."""
 
 
+@dataclass(frozen=True)
+class SweepRow:
+    """One point of a sweep.
+
+    Attributes:
+        depth: Depth of the trees.
+        trees: Number of trees.
+        leaf_width: Neurons of the leaf blocks.
+        trunk: Rank of the trunk.
+        active_fraction: Share of the blocks' multiply-adds that is left.
+        parameters_ratio: Stored parameters over those of the blocks.
+        token_r2_heldout: Median R² per token.
+        tasks: What was measured.
+    """
+
+    depth: int
+    trees: int
+    active_fraction: float
+    tasks: dict[str, TaskScore]
+    leaf_width: int = 0
+    trunk: int = 0
+    parameters_ratio: float | None = None
+    token_r2_heldout: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What tells it from others."""
+        return self.depth, self.trees, self.leaf_width, self.trunk
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """`sweep.json`; `pareto` has the numbers of the rows that no other beats."""
+
+    rows: tuple[SweepRow, ...] = ()
+    pareto: tuple[int, ...] = ()
+    model: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
 @verb(SweepOptions)
-def sweep(model: str, options: SweepOptions) -> dict[str, Any]:
+def sweep(model: str, options: SweepOptions) -> SweepResult:
     """Convert a model at each point of a grid of shapes and measure it, beside the original.
 
     Each point is written down as soon as it is measured; a stopped sweep goes on where it was.
 
     Args:
         model: Name of the original, which is also the teacher.
-
-    Returns:
-        `model`, `rows` (`trees`, `depth`, `leaf_width`, `trunk`, `active_fraction`, `parameters_ratio`,
-        `tasks`), `pareto` (which rows no other beats in both work and the first task), `environment`.
 
     Raises:
         FFFError: Bad input, or the folder holds another sweep.
@@ -66,21 +106,19 @@ def sweep(model: str, options: SweepOptions) -> dict[str, Any]:
         "text": fingerprint(text, [Path(path) for path in options.text]),
         "code": code(),
     }
-    found = _earlier(output, model, settings, options.overwrite)
+    found = _earlier(output, model, plain(settings), options.overwrite)
     output.mkdir(parents=True, exist_ok=True)
-    document: dict[str, Any] = {"model": model, "settings": settings, "rows": [], "pareto": []}
+    result = SweepResult()
     for point in tqdm(points, desc="sweep", unit="point", disable=None):
-        key = _shape(point)
-        if key not in found:
+        if _shape(point) not in found:
             place = output / POINTS / _called(point, settings)
-            found[key] = _measure(model, place, point, options)
-        document["rows"] = [found[_shape(p)] for p in points if _shape(p) in found]
-        document["pareto"] = pareto(document["rows"])
-        document["environment"] = environment()
-        write_json(output / RESULTS, document)
+            found[_shape(point)] = _measure(model, place, point, options)
+        rows = tuple(found[_shape(p)] for p in points if _shape(p) in found)
+        result = SweepResult(rows, tuple(pareto(rows)), model, settings, environment())
+        write_json(output / RESULTS, result)
     shutil.rmtree(output / POINTS, ignore_errors=True) if not options.keep else None
-    plot(output / PLOT, document)
-    return document
+    plot(output / PLOT, result)
+    return result
 
 
 _SHAPE = ("depth", "trees", "leaf_width", "trunk")
@@ -103,25 +141,24 @@ def _named(shape: Sequence[int]) -> dict[str, Any]:
     return dict(zip(_SHAPE, shape, strict=True))
 
 
-def _shape(point: ConvertOptions | Mapping[str, Any]) -> tuple[int, ...]:
-    values = point if isinstance(point, Mapping) else vars(point)
-    return tuple(int(values[name]) for name in _SHAPE)
+def _shape(point: ConvertOptions) -> tuple[int, ...]:
+    return tuple(getattr(point, name) for name in _SHAPE)
 
 
 def _earlier(
     output: Path, model: str, settings: Mapping[str, Any], overwrite: bool
-) -> dict[tuple[int, ...], dict[str, Any]]:
+) -> dict[tuple[int, ...], SweepRow]:
     """The points that an earlier run of the same sweep measured."""
     path = output / RESULTS
     if overwrite or not path.is_file():
         return {}
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["model"] == model and document["settings"] == dict(settings):
-            return {_shape(row): row for row in document["rows"]}
-    except (KeyError, TypeError, ValueError) as error:
+        earlier = load(SweepResult, path)
+    except ValueError as error:
         raise FFFError(f"{path} is no sweep; choose another `output`, or add `overwrite=True`") from error
-    changed = [name for name in settings if document["settings"].get(name) != settings[name]] or ["model"]
+    if earlier.model == model and earlier.settings == settings:
+        return {row.shape: row for row in earlier.rows}
+    changed = [name for name in settings if earlier.settings.get(name) != settings[name]] or ["model"]
     raise FFFError(
         f"{output} holds a sweep that differs in {', '.join(changed)}; choose another `output`, "
         "or add `overwrite=True`"
@@ -134,45 +171,29 @@ def _called(point: ConvertOptions, settings: Mapping[str, Any]) -> str:
     return f"{shape}-{fingerprint(point.to_dict(), settings)[:8]}"
 
 
-def _measure(model: str, folder: Path, point: ConvertOptions, options: SweepOptions) -> dict[str, Any]:
+def _measure(model: str, folder: Path, point: ConvertOptions, options: SweepOptions) -> SweepRow:
     if not (folder / "metrics.json").is_file():
         convert_model(model, point.replace(output=folder))
-    blocks = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["blocks"]
-    results = evaluate(folder, options.tasks, teacher=model, **options.measured)["tasks"]
-    totals = Totals.of(blocks)
+    totals = Totals.of(load(Metrics, folder / "metrics.json").blocks)
+    results = evaluate(folder, options.tasks, teacher=model, **options.measured)
     if not options.keep:
         shutil.rmtree(folder)
-    wanted = (
-        "metric",
-        "higher_is_better",
-        "value",
-        "ci95",
-        "n",
-        "teacher",
-        "retained",
-        "retained_ci95",
-        "limit",
-    )
-    return {
+    return SweepRow(
         **_named(_shape(point)),
-        "active_fraction": totals.macs_left,
-        "parameters_ratio": totals.parameters / totals.parameters_before,
-        "token_r2_heldout": totals.r2_median,
-        "tasks": {task: {key: row[key] for key in wanted} for task, row in results.items()},
-    }
+        active_fraction=totals.macs_left,
+        tasks=read(Evaluation, results, "", "program").tasks,
+        parameters_ratio=totals.parameters / totals.parameters_before,
+        token_r2_heldout=totals.r2_median,
+    )
 
 
-def pareto(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+def pareto(rows: Sequence[SweepRow]) -> list[int]:
     """The rows that no other beats: in the work left, or in the first task, and is no worse in the other."""
-    if not rows:
-        return []
-    first = next(iter(rows[0]["tasks"]))
-    sign = 1 if rows[0]["tasks"][first]["higher_is_better"] else -1
-    places = {
-        index: (row["active_fraction"], -sign * row["tasks"][first]["value"])
-        for index, row in enumerate(rows)
-        if row["tasks"][first]["value"] is not None
-    }
+    places = {}
+    for index, row in enumerate(rows):
+        score = next(iter(row.tasks.values()))
+        if score.value is not None:
+            places[index] = row.active_fraction, -score.value if score.higher_is_better else score.value
 
     def beaten(place: tuple[float, float]) -> bool:
         return any(
@@ -182,28 +203,28 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     return [index for index, place in places.items() if not beaten(place)]
 
 
-def plot(path: Path, document: Mapping[str, Any]) -> None:
+def plot(path: Path, sweep: SweepResult) -> None:
     """Draw the tasks against the share of the blocks' multiply-adds that is left, with 95 % intervals.
 
     Raises:
         FFFError: The file cannot be written.
     """
-    rows = document["rows"]
-    names = list(rows[0]["tasks"])
+    names = list(sweep.rows[0].tasks)
     figure = figure_class()(figsize=(6.4, 4.2 * len(names)), layout="constrained")
-    kinds = sorted({(row["trees"], row["leaf_width"], row["trunk"]) for row in rows})
+    kinds = sorted({row.shape[1:] for row in sweep.rows})
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+        first = sweep.rows[0].tasks[name]
         for index, kind in enumerate(kinds):
-            mine = [row for row in rows if (row["trees"], row["leaf_width"], row["trunk"]) == kind]
-            mine = [row for row in mine if row["tasks"][name]["value"] is not None]
-            values = [row["tasks"][name]["value"] for row in mine]
-            ends = [
-                row["tasks"][name]["ci95"] or [value] * 2 for row, value in zip(mine, values, strict=True)
+            mine = [(row, row.tasks[name]) for row in sweep.rows if row.shape[1:] == kind]
+            points = [
+                (row, score.value, *(score.ci95 or [score.value] * 2))
+                for row, score in mine
+                if score.value is not None
             ]
-            x = [row["active_fraction"] for row in mine]
+            x, values = [row.active_fraction for row, *_ in points], [value for _, value, *_ in points]
             errors = [
-                [max(0.0, value - low) for value, (low, _) in zip(values, ends, strict=True)],
-                [max(0.0, high - value) for value, (_, high) in zip(values, ends, strict=True)],
+                [max(0.0, value - low) for _, value, low, _ in points],
+                [max(0.0, high - value) for _, value, _, high in points],
             ]
             trees, leaf, trunk = kind
             label = f"{trees} tree{'s' * (trees > 1)}" + f", leaves of {leaf}" * bool(leaf)
@@ -216,29 +237,24 @@ def plot(path: Path, document: Mapping[str, Any]) -> None:
                 capsize=3,
                 label=label + f", trunk {trunk}" * bool(trunk),
             )
-            for row, place, value in zip(mine, x, values, strict=True):
-                axes.annotate(
-                    f"{row['depth']}", (place, value), (4, 4), textcoords="offset points", fontsize=7
-                )
+            for row, value, *_ in points:
+                place = (row.active_fraction, value)
+                axes.annotate(f"{row.depth}", place, (4, 4), textcoords="offset points", fontsize=7)
         if name == names[0]:
-            best = sorted(
-                (rows[index] for index in document["pareto"]), key=lambda row: row["active_fraction"]
-            )
+            best = sorted((sweep.rows[index] for index in sweep.pareto), key=lambda row: row.active_fraction)
             axes.plot(
-                [row["active_fraction"] for row in best],
-                [row["tasks"][name]["value"] for row in best],
+                [row.active_fraction for row in best],
+                [row.tasks[name].value for row in best],
                 color="#888888",
                 linewidth=1,
                 zorder=0,
                 label="not beaten",
             )
-        teacher = rows[0]["tasks"][name]["teacher"]
-        if teacher is not None:
-            axes.axhline(teacher, color="#888888", linestyle="--", linewidth=1, label="original")
+        if first.teacher is not None:
+            axes.axhline(first.teacher, color="#888888", linestyle="--", linewidth=1, label="original")
         axes.set(xscale="log", xlabel="multiply-adds left of the blocks' (numbers: depth)")
-        limit = rows[0]["tasks"][name]["limit"]
-        note = "" if limit is None else f", {limit} examples: a quick look"
-        axes.set(ylabel=rows[0]["tasks"][name]["metric"], title=f"{name}{note}")
+        note = "" if first.limit is None else f", {first.limit} examples: a quick look"
+        axes.set(ylabel=first.metric, title=f"{name}{note}")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     try:

@@ -71,7 +71,7 @@ def bootstrap(compute: Callable[[Units], float], units: Units, *, resamples: int
 
 def interval(
     metric: Metric, units: Sequence[Units], figure: Callable[[Metric, Sequence[Units]], float] | None = None
-) -> list[float] | None:
+) -> Interval | None:
     """95 % interval of a figure of one or several models, over the same resampled units of all.
 
     Args:
@@ -89,7 +89,7 @@ def interval(
         return metric.compute(parts[0]) if figure is None else figure(metric, parts)
 
     low, high = bootstrap(compute, np.concatenate(units, axis=1))
-    return None if math.isnan(low) else [low, high]
+    return None if math.isnan(low) else (low, high)
 
 
 def over_seeds(metric: Callable[[Units, Units], float]) -> Callable[[Units], float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,7 +62,46 @@ class Shift:
     data: Any
 
 
-def measure_robustness(subject: Subject, teacher: Subject | None, options: Options) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RobustnessRow:
+    """The model on one kind of input.
+
+    Attributes:
+        name: Of the input.
+        kind: Of the shift.
+        metric: What is measured; None where nothing could be, as are the next three.
+        value: The model's.
+        ci95: Its 95 % interval.
+        n: Number of examples.
+        teacher: The teacher's value.
+        retained: What the model retains of it.
+        routing_overlap: The share of tokens that go to the same leaves as in the first row, the input in its
+            own domain: 1 - total variation, mean over the trees. None without FFF layers.
+        neurons_used: Share of the stored neurons that some token of this input visited.
+    """
+
+    name: str
+    kind: str
+    metric: str | None = None
+    value: float | None = None
+    ci95: tuple[float, float] | None = None
+    n: int | None = None
+    teacher: float | None = None
+    retained: float | None = None
+    routing_overlap: float | None = None
+    neurons_used: float | None = None
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """The model on shifted inputs."""
+
+    rows: tuple[RobustnessRow, ...]
+    task: str = ""
+    limit: int | None = None
+
+
+def measure_robustness(subject: Subject, teacher: Subject | None, options: Options) -> Robustness:
     """Measure a model on shifted inputs.
 
     Sentence encoders are judged by similarity on the pairs of STS-B, changed or translated, and, where there
@@ -74,44 +112,40 @@ def measure_robustness(subject: Subject, teacher: Subject | None, options: Optio
         teacher: The model before conversion; without it nothing is said about texts without labels but how
             they are routed.
         options: Of the call.
-
-    Returns:
-        `task`, `limit`, and `rows`: `name`, `kind`, `metric`, `value`, `ci95`, `n`, `teacher`, `retained`,
-        `routing_overlap` (the share of tokens that go to the same leaves as in the first row, the input in
-        its own domain: 1 - total variation, mean over the trees), `neurons_used` (share of the stored neurons
-        that some token of this input visited).
     """
     base = quality_task(subject)
     shifts = shifts_of(base, options)
-    rows: list[dict[str, Any]] = []
+    rows: list[RobustnessRow] = []
     first: dict[str, Any] = {}
     for shift in tqdm(shifts, desc="robustness", unit="input", disable=None):
+        metric = shift.task.metrics[0]
         if shift.task.beside_teacher and teacher is None:
             result = _routed(shift, subject, None, options, measured=False)
         else:
             result = _routed(shift, subject, teacher, options)
         first = first or result["visits"]
-        row: dict[str, Any] = {"name": shift.name, "kind": shift.kind}
-        row |= (
-            figure(shift.task.metrics[0], result)
-            if result["units"]
-            else dict.fromkeys(("metric", "value", "ci95", "n"))
-        )
-        row |= {"teacher": None, "retained": None}
+        found = figure(metric, result) if result["units"] else {}
+        original = retained = None
         if teacher is not None and not shift.task.beside_teacher:
             other = once(
                 "evaluations",
                 digest("shift", shift.task.name, shift.data, options.limit, teacher.key),
                 lambda shift=shift: measure_as(shift.task, shift.data, teacher, options),  # type: ignore[misc]
             )
-            row["teacher"] = figure(shift.task.metrics[0], other)["value"]
-            if row["value"] is not None and row["teacher"] is not None:
-                share = share_retained(shift.task.metrics[0], row["value"], row["teacher"])
-                row["retained"] = None if math.isnan(share) else share
-        row["routing_overlap"] = overlap(first, result["visits"])
-        row["neurons_used"] = neurons_used(subject, result["visits"])
+            original = figure(metric, other)["value"]
+            if found["value"] is not None and original is not None:
+                retained = share_retained(metric, found["value"], original)
+        row = RobustnessRow(
+            shift.name,
+            shift.kind,
+            **found,
+            teacher=original,
+            retained=retained,
+            routing_overlap=overlap(first, result["visits"]),
+            neurons_used=neurons_used(subject, result["visits"]),
+        )
         rows.append(row)
-    return {"task": base.name, "limit": options.limit, "rows": rows}
+    return Robustness(tuple(rows), base.name, options.limit)
 
 
 def _routed(

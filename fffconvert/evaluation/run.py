@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 import warnings
@@ -12,29 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from tqdm import tqdm
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError, first_line, need
-from fffconvert.evaluation.ablation import measure_ablation
+from fffconvert.evaluation.ablation import Ablation, measure_ablation
+from fffconvert.evaluation.card import update_card
 from fffconvert.evaluation.compare import measure, row
 from fffconvert.evaluation.data import NotThere
-from fffconvert.evaluation.robustness import measure_robustness
-from fffconvert.evaluation.routing import measure_routing
+from fffconvert.evaluation.results import RESULTS, SECTIONS, write_results
+from fffconvert.evaluation.robustness import Robustness, measure_robustness
+from fffconvert.evaluation.routing import Routing, measure_routing
 from fffconvert.evaluation.subject import Subject, check_comparable
 from fffconvert.evaluation.tasks import TASKS, Options, resolve_tasks
-from fffconvert.hub.card import update_card
-from fffconvert.hub.output import RECIPE
+from fffconvert.hub.output import RECIPE, read_conversion
 from fffconvert.options import EvaluateOptions, verb
 from fffconvert.options.common import expand
 from fffconvert.processor import cpu
+from fffconvert.records import plain
 from fffconvert.store import digest, write_json
 
-RESULTS = "eval.json"
-SECTIONS = ("robustness", "ablation", "routing")
-"""What is measured of routing, each a part of the results of its own."""
 RESERVED = ("model", "teacher", "value", "ci95", "n", "limit", "metric", "retained", "recovered", "seconds")
 
 
@@ -113,7 +110,7 @@ def evaluate(model: str | Path | nn.Module, options: EvaluateOptions) -> dict[st
     }
     for name in sections:
         document[name] = _section(name, subjects, beside, settings)
-    document["environment"] = environment()
+    document = plain(document | {"environment": environment()})
     if options.output is not None:
         write_json(Path(options.output), document)
     if isinstance(model, (str, Path)) and (Path(model).expanduser() / RECIPE).is_file():
@@ -124,7 +121,7 @@ def evaluate(model: str | Path | nn.Module, options: EvaluateOptions) -> dict[st
 
 def _section(
     name: str, subjects: Sequence[Subject], teacher: Subject | None, options: Options
-) -> dict[str, Any]:
+) -> Robustness | Ablation | Routing:
     model, *others = subjects
     if name == "robustness":
         return measure_robustness(model, teacher, options)
@@ -154,12 +151,11 @@ def _original(model: Any, reading: Mapping[str, Any]) -> Subject | None:
     """The model that the folder of a conversion was made from, if it can still be read."""
     if not isinstance(model, (str, Path)):
         return None
-    path = Path(model).expanduser() / RECIPE
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        recipe = read_conversion(Path(model).expanduser())
+    except FFFError:
         return None
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("model"), str):
+    if not isinstance(recipe["model"], str):
         return None
     found = Subject("teacher", recipe["model"], revision=recipe.get("revision"), **reading)
     try:
@@ -203,29 +199,3 @@ def environment() -> dict[str, Any]:
         "cpu": processor.model,
         "threads": processor.threads,
     }
-
-
-def write_results(path: Path, document: Mapping[str, Any]) -> None:
-    """Write results into a file, merged with what is there, task by task, atomically.
-
-    A quick look (`limit`) never takes the place of what was measured on all examples.
-
-    Raises:
-        FFFError: The file cannot be written, or holds something else.
-    """
-    earlier: dict[str, Any] = {}
-    try:
-        if path.is_file():
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        tasks = dict(earlier.get("tasks", {}))
-        tasks |= {name: new for name, new in document["tasks"].items() if _counts(new, tasks.get(name))}
-        sections = [name for name in SECTIONS if name in document]
-        kept = {name: earlier[name] for name in sections if not _counts(document[name], earlier.get(name))}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise FFFError(f"{path} is no file of results; move it away") from error
-    write_json(path, {**earlier, **document, **kept, "tasks": tasks})
-
-
-def _counts(new: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> bool:
-    """Whether a result may take the place of an earlier one."""
-    return earlier is None or new["limit"] is None or earlier.get("limit") is not None

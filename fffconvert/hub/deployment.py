@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -42,41 +41,12 @@ class Deployment:
     int8_groups: tuple[tuple[str, ...], ...] = ()
     attention: str = "float32"
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, for a config."""
-        return {
-            "target": self.target,
-            "rows": dict(self.rows),
-            "int8_linears": list(self.int8_linears),
-            "int8_trunks": list(self.int8_trunks),
-            "int8_groups": [list(names) for names in self.int8_groups],
-            "attention": self.attention,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Any) -> Deployment:
-        """Read the stored form.
-
-        Raises:
-            FFFError: It is malformed.
-        """
-        malformed = "the deployment in the config is malformed; deploy the model again"
-        if not isinstance(values, dict) or values.get("target") not in TARGETS:
-            raise FFFError(malformed)
-        groups = values.get("int8_groups", [])
-        rows, lists = values.get("rows"), [values.get(key, []) for key in ("int8_linears", "int8_trunks")]
-        if not isinstance(rows, dict) or not all(isinstance(names, list) for names in (*lists, groups)):
-            raise FFFError(malformed)
-        if not all(isinstance(names, list) for names in groups):
-            raise FFFError(malformed)
-        if any(dtype not in ROW_DTYPES for dtype in rows.values()):
-            raise FFFError(f"{malformed}: row types are {', '.join(map(str, rows.values()))}")
-        attention = values.get("attention", "float32")
-        if attention not in ATTENTION:
-            raise FFFError(f"{malformed}: attention is {attention!r}")
-        linears, trunks = (tuple(map(str, names)) for names in lists)
-        joined = tuple(tuple(map(str, names)) for names in groups)
-        return cls(values["target"], rows, linears, trunks, joined, attention)
+    def __post_init__(self) -> None:
+        checked = [("row type", dtype, tuple(ROW_DTYPES)) for dtype in self.rows.values()]
+        checked += [("target", self.target, TARGETS), ("attention", self.attention, ATTENTION)]
+        for name, value, known in checked:
+            if value not in known:
+                raise FFFError(f"{name} is {value!r}; expected one of {', '.join(known)}")
 
 
 def apply(model: nn.Module, deployment: Deployment) -> None:

@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 
 from fffconvert.errors import FFFError, first_line
 from fffconvert.hub.card import CARD, model_card
+from fffconvert.hub.metrics import Metrics
+from fffconvert.records import plain
 
 RECIPE = "fffconvert.yaml"
 METRICS = "metrics.json"
@@ -34,7 +36,7 @@ def save(
     output: str | Path,
     *,
     recipe: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    metrics: Metrics,
     files: Sequence[Path] = (),
     overwrite: bool = False,
     original: Path | None = None,
@@ -48,7 +50,7 @@ def save(
         tokenizer: The model's tokenizer, if it has one.
         output: The folder to write.
         recipe: How the model was made, in plain values: `fffconvert.yaml`.
-        metrics: What was measured, in plain values: `metrics.json`.
+        metrics: What was measured: `metrics.json`.
         files: Further files and folders to copy into it.
         overwrite: Replace an earlier output; it is there until the new one is complete.
         original: Folder of the model that was converted; how sentence-transformers is to use it goes along.
@@ -68,7 +70,7 @@ def save(
             _copy_sentence_transformers(original, partial)
         (partial / CARD).write_text(model_card(recipe, metrics), encoding="utf-8")
         (partial / RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
-        (partial / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (partial / METRICS).write_text(json.dumps(plain(metrics), indent=2) + "\n", encoding="utf-8")
         for path in files:
             if path.is_dir():
                 shutil.copytree(path, partial / path.name)

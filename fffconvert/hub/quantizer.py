@@ -130,8 +130,10 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
                 parameter.data = parameter.data.clone()
         if self.quantization_config.deployment is not None:
             from fffconvert.hub.deployment import Deployment, apply
+            from fffconvert.records import read
 
-            apply(model, Deployment.from_dict(self.quantization_config.deployment))
+            stored = self.quantization_config.deployment
+            apply(model, read(Deployment, stored, "the deployment in the config", "checkpoint"))
 
     def is_serializable(self) -> bool:
         """Converted models can be saved."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, overload
@@ -54,43 +54,11 @@ class Placement:
     width: int = 0
     feature_axis: int = -1
 
-    def to_dict(self) -> dict[str, Any]:
-        """The placement as plain values, as stored in a checkpoint's config."""
-        return {
-            "position": self.position.value,
-            "entry": list(self.entry),
-            "passed": list(self.passed),
-            "exit": list(self.exit),
-            "width": self.width,
-            "feature_axis": self.feature_axis,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Placement:
-        """Read a stored placement.
-
-        Raises:
-            FFFError: A value is missing or of the wrong type.
-        """
-        malformed = "malformed placement of an FFF layer"
-        try:
-            position = Position(values["position"])
-            paths = {key: values[key] for key in ("entry", "passed", "exit")}
-            numbers = {key: values[key] for key in ("width", "feature_axis")}
-        except (KeyError, ValueError, TypeError) as error:
-            raise FFFError(f"{malformed}: {error} is missing or unknown; convert the model again") from None
-        for key, value in paths.items():
-            if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
-                raise FFFError(f"{malformed}: {key} is {value!r}; expected a list of module names")
-        if not paths["entry"] or (position is not Position.MODULE and not paths["exit"]):
-            raise FFFError(f"{malformed}: it names no module to replace; convert the model again")
-        if not all(type(number) is int for number in numbers.values()) or numbers["feature_axis"] not in (
-            -1,
-            1,
-        ):
-            raise FFFError(f"{malformed}: {numbers}; expected whole numbers, and -1 or 1 for the axis")
-        entry, passed, last = (tuple(paths[key]) for key in ("entry", "passed", "exit"))
-        return cls(position, entry, passed, last, **numbers)
+    def __post_init__(self) -> None:
+        if not self.entry or (self.position is not Position.MODULE and not self.exit):
+            raise FFFError("the placement names no module to replace; convert the model again")
+        if self.feature_axis not in (-1, 1):
+            raise FFFError(f"feature_axis is {self.feature_axis}; expected -1 or 1")
 
 
 @dataclass(frozen=True)
@@ -163,19 +131,9 @@ class FFNSite:
 
     def to_dict(self) -> dict[str, Any]:
         """The site as `fffconvert inspect --json` prints it."""
-        return {
-            "name": self.name,
-            "layer": self.layer,
-            "kind": self.kind.value,
-            "d_model": self.d_model,
-            "d_hidden": self.d_hidden,
-            "activation": self.activation,
-            "gated": self.gated,
-            "biases": self.biases,
-            "shared_calls": self.shared_calls,
-            "parameters": self.parameters,
-            "macs_share": self.macs_share,
-        }
+        names = ("name", "layer", "kind", "d_model", "d_hidden", "activation", "gated", "biases")
+        counted = ("shared_calls", "parameters", "macs_share")
+        return {**{name: getattr(self, name) for name in (*names, *counted)}, "kind": self.kind.value}
 
 
 @dataclass(frozen=True)

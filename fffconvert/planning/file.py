@@ -12,6 +12,7 @@ import yaml
 
 from fffconvert.errors import FFFError, first_line
 from fffconvert.planning.spec import FFFSpec
+from fffconvert.records import read
 
 SHAPE = ("depth", "trees", "trunk", "leaf_width", "leaf_sparsity")
 """What says how large a layer is."""
@@ -96,9 +97,13 @@ class Plan:
         curves: What was measured to find it; not part of the file.
     """
 
-    blocks: Mapping[str, PlannedBlock]
+    blocks: dict[str, PlannedBlock]
     model: str = ""
     curves: tuple[Curve, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise FFFError("it has no blocks; expected a file that fffconvert plan wrote")
 
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, Mapping[str, Any]]) -> Plan:
@@ -121,22 +126,10 @@ class Plan:
             document = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise FFFError(f"plan {path} cannot be read: {first_line(error)}") from error
-        blocks = document.get("blocks") if isinstance(document, dict) else None
-        if not isinstance(blocks, dict) or not blocks:
-            raise FFFError(f"plan {path} has no blocks; expected a file that fffconvert plan wrote")
-        for name, values in blocks.items():
-            if not isinstance(values, dict) or "depth" not in values:
-                raise FFFError(
-                    f"plan {path}: block {name!r} has no depth; expected depth, and {', '.join(SHAPE[1:])}"
-                )
-        known = [field.name for field in dataclasses.fields(PlannedBlock)]
-        return cls(
-            {
-                str(name): PlannedBlock(**{key: values[key] for key in known if key in values})
-                for name, values in blocks.items()
-            },
-            str(document.get("model", "")),
-        )
+        try:
+            return read(cls, document)
+        except FFFError as error:
+            raise FFFError(f"plan {path}: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the plan, atomically; a file of this name is replaced.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -102,6 +99,11 @@ class FFFSpec:
         behind = self.d_out + (self.d_in if self.leaf_gated else 0)
         return round(self.leaf_width * (self.d_in + (1 - self.leaf_sparsity) * behind))
 
+    def stated(self) -> dict[str, Any]:
+        """What is stated of a layer wherever layers are listed."""
+        names = ("trees", "depth", "trunk", "leaf_width", "leaf_sparsity", "active_width", "parameters")
+        return {name: getattr(self, name) for name in names}
+
     @property
     def macs_per_token(self) -> int:
         """Multiply-adds of one token, counting one per weight that is multiplied."""
@@ -119,28 +121,6 @@ class FFFSpec:
         threshold = 1 if self.leaf_sparsity else 0
         leaf = self.leaves * self.leaf_width * (self.d_in + 1 + self.d_out + gate + threshold)
         return self.trees * (tree + leaf) + self.trunk * (self.d_in + self.d_out) + self.d_out
-
-    def to_dict(self) -> dict[str, Any]:
-        """The specification as plain values, as stored in a checkpoint's config."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FFFSpec:
-        """Read a stored specification.
-
-        Unknown keys are dropped with a warning (a newer release wrote them).
-
-        Raises:
-            FFFError: A value is missing, of the wrong type or out of range.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            warnings.warn(f"ignored unknown keys of an FFF layer: {', '.join(unknown)}", stacklevel=2)
-        missing = [name for name in ("d_in", "d_out", "depth") if name not in values]
-        if missing:
-            raise FFFError(f"an FFF layer's specification lacks {', '.join(missing)}")
-        return cls(**{name: value for name, value in values.items() if name in known})
 
 
 def leaf_in_words(width: int, sparsity: float) -> str:

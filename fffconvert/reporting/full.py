@@ -23,6 +23,7 @@ from fffconvert.errors import FFFError, first_line
 from fffconvert.evaluation import evaluate, sweep
 from fffconvert.evaluation.tasks import Options, read_documents
 from fffconvert.fit.corpus import names_of_texts
+from fffconvert.hub.metrics import Metrics
 from fffconvert.hub.output import RECIPE, read_conversion
 from fffconvert.options import ConvertOptions, ReportOptions, TextSource
 from fffconvert.options.bench import missing_packages
@@ -231,7 +232,7 @@ def _save_control(converted: Path, control: Control, place: Path) -> None:
         made.tokenizer,
         place,
         recipe={**read_conversion(converted), "source": str(converted), "control": control.value},
-        metrics={"control": control.value, "blocks": []},
+        metrics=Metrics((), control=control.value),
     )
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from fffconvert.cells import Column, cell
+
+NOTHING = "–"
+"""Stands for a figure that is missing."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,12 @@ class Table:
     left: int = 1
     caption: str = ""
     folded: bool = False
+
+    @classmethod
+    def of(cls, rows: Iterable[Any], columns: Mapping[str, Column], **options: Any) -> Table:
+        """A table of records, by heading; see `fffconvert.cells`. Options are those of the table."""
+        cells = (tuple(cell(row, column, NOTHING) for column in columns.values()) for row in rows)
+        return cls(tuple(columns), tuple(cells), **options)
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,24 @@ class Page:
         return tuple(section for section in self.sections if not section.parts)
 
 
-NOTHING = "–"
+def each(
+    conversions: Sequence[Any],
+    known: Callable[[Any], Any],
+    describe: Callable[[Any, Any, int], Iterable[Part]],
+) -> tuple[Part, ...]:
+    """What there is to show of each folder, headed by its name where there are several.
+
+    Args:
+        conversions: The folders.
+        known: Of a folder what is to be described, or nothing.
+        describe: Of the folder, of what is known of it, and of its number.
+    """
+    parts: list[Part] = []
+    for index, conversion in enumerate(conversions):
+        if found := known(conversion):
+            parts += [Heading(conversion.label)] if len(conversions) > 1 else []
+            parts += describe(conversion, found, index)
+    return tuple(parts)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError, need
+from fffconvert.evaluation.card import update_card
 from fffconvert.figures import figure_class
-from fffconvert.hub.card import update_card
+from fffconvert.hub.metrics import Totals
 from fffconvert.reporting.documents import METRICS, Conversion, read_conversion
 from fffconvert.reporting.page import Finding, Page, Section, Table, number, percent
 from fffconvert.reporting.render import GENERATOR, to_html, to_markdown
@@ -124,7 +125,7 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 def _tiles(conversion: Conversion) -> tuple[tuple[str, str], ...]:
     tiles = []
     if conversion.metrics and conversion.metrics.blocks:
-        found = converted.totals(conversion.metrics.blocks)
+        found = Totals.of(conversion.metrics.blocks)
         tiles += [
             (percent(found.macs_left), "of the blocks' multiply-adds are left"),
             (percent(found.model_macs_left), "of the whole model's"),
@@ -154,7 +155,7 @@ def _overview(conversions: Sequence[Conversion]) -> Table:
         if conversion.metrics is None and conversion.evaluation is None:
             continue
         blocks = conversion.metrics.blocks if conversion.metrics else ()
-        found = converted.totals(blocks) if blocks else None
+        found = Totals.of(blocks) if blocks else None
         tasks = conversion.evaluation.tasks if conversion.evaluation else {}
         rows.append(
             (

@@ -19,6 +19,7 @@ from fffconvert.deployment.memory import weight_bytes
 from fffconvert.errors import FFFError
 from fffconvert.hub.deployment import Deployment
 from fffconvert.options import DeployOptions
+from fffconvert.records import plain, read
 from fffconvert.runtime.int8_linear import Int8Linear, Int8Part
 from fffconvert.tree import FFFLayer
 
@@ -161,9 +162,9 @@ def test_bad_settings_are_refused(options, message):
     [{"target": "tpu"}, {"rows": None}, {"rows": {"a": "int4"}}, {"int8_linears": 3}, {"attention": "int4"}],
 )
 def test_a_malformed_deployment_is_refused(change):
-    values = Deployment("cpu", {"a": "int8"}).to_dict() | change
-    with pytest.raises(FFFError, match="malformed; deploy the model again"):
-        Deployment.from_dict(values)
+    values = plain(Deployment("cpu", {"a": "int8"})) | change
+    with pytest.raises(FFFError, match=r"expected .*; convert the model, or deploy it, again"):
+        read(Deployment, values, "config", "checkpoint")
 
 
 def test_the_command_writes_a_folder_and_says_what_it_did(small, tmp_path):

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 import fffconvert as fff
 from fffconvert import hub
 from fffconvert.cli import app
-from fffconvert.distillation import Recipe, from_dict
+from fffconvert.distillation import Recipe
 from fffconvert.errors import FFFError
+from fffconvert.records import read
 
 GOALS = {"hidden_states": 1.0, "embedding_cosine": 1.0}
 
@@ -92,10 +93,10 @@ def test_labels_need_a_classifier_and_blocks_need_layers(
         (teacher.model, {"kind": "blocks"}, "the model has none; convert it first"),
         (loaded.model, {"objectives": {"logits": 1.0, "hidden_states": 1.0}}, "student is BertModel"),
     ):
-        chosen = from_dict(Recipe, {"stages": [{"steps": 1, **stage}], "data": data})
+        chosen = read(Recipe, {"stages": [{"steps": 1, **stage}], "data": data})
         with pytest.raises(FFFError, match=message):
             fff.distill(model, teacher.model, None, chosen, tokenizer=loaded.tokenizer)
-    chosen = from_dict(Recipe, {"stages": [{"steps": 1, "objectives": GOALS}], "data": data})
+    chosen = read(Recipe, {"stages": [{"steps": 1, "objectives": GOALS}], "data": data})
     with pytest.raises(FFFError, match="give `teacher`"):
         fff.distill(loaded.model, None, None, chosen, tokenizer=loaded.tokenizer)
 

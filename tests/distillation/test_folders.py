@@ -15,10 +15,11 @@ import yaml
 
 import fffconvert as fff
 from fffconvert import hub, store
-from fffconvert.distillation import Recipe, distill_folder, from_dict
+from fffconvert.distillation import Recipe, distill_folder
 from fffconvert.distillation.trainer import DistillTrainer
 from fffconvert.errors import FFFError
 from fffconvert.options import DistillOptions
+from fffconvert.records import read
 
 GOALS = {"embedding_cosine": 1.0}
 
@@ -26,7 +27,7 @@ GOALS = {"embedding_cosine": 1.0}
 def recipe_of(text: Path, goals: dict[str, Any]) -> Recipe:
     stages = [{"steps": 2, "batch_size": 8, "learning_rate": 2e-3, "objectives": goals}]
     data = {"train": [str(text)], "held_out": 0.1, "length": 16}
-    return from_dict(Recipe, {"stages": stages, "data": data, "log_steps": 1})
+    return read(Recipe, {"stages": stages, "data": data, "log_steps": 1})
 
 
 def losses(folder: Path) -> list[float]:

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 import fffconvert as fff
 from fffconvert import hub
 from fffconvert.controls import Control
-from fffconvert.distillation import Recipe, distill_folder, from_dict
+from fffconvert.distillation import Recipe, distill_folder
 from fffconvert.errors import FFFError
 from fffconvert.options import DistillOptions
+from fffconvert.records import plain, read
 from fffconvert.store import folder_of
 from fffconvert.tree import FFFLayer
 
@@ -34,7 +35,7 @@ def recipe_of(text: Path, goals: dict[str, Any], **stage: Any) -> Recipe:
         {"steps": 6, "batch_size": 8, "learning_rate": 2e-3, "eval_steps": 2, "objectives": goals, **stage}
     ]
     data = {"train": [str(text)], "held_out": 0.1, "length": 16}
-    return from_dict(Recipe, {"stages": stages, "data": data, "log_steps": 1})
+    return read(Recipe, {"stages": stages, "data": data, "log_steps": 1})
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
@@ -63,11 +64,11 @@ def test_a_run_brings_the_student_closer_and_writes_what_others_read(
     evaluated = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert evaluated[-1] < evaluated[0]
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["training"]["tokens"] == lines[-1]["tokens"] == found.training["tokens"]
+    assert metrics["training"]["tokens"] == lines[-1]["tokens"] == found.training.tokens
     assert metrics["training"]["steps"] == 30
     assert metrics["blocks"]
     again = yaml.safe_load((tmp_path / "out/fffconvert.yaml").read_text())
-    assert from_dict(Recipe, again["distill"]) == recipe
+    assert read(Recipe, again["distill"]) == recipe
     assert "30 steps" in (tmp_path / "out/README.md").read_text()
     assert list((tmp_path / "out/tensorboard/stage-0").glob("events.out.tfevents.*"))
     assert not list(tmp_path.glob(".out*"))
@@ -126,7 +127,7 @@ def test_a_killed_run_resumes_to_the_same_bits(converted: Callable[[str], Path],
     source = converted("masked")
     stage = {"steps": 8, "eval_steps": 2, "dropout": True}
     recipe = recipe_of(text, {"logits": 1.0, "mlm": 1.0}, **stage)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain(recipe)), encoding="utf-8")
     distill_folder(source, DistillOptions(recipe=recipe, output=tmp_path / "whole"))
     command = [
         sys.executable,
@@ -205,7 +206,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(way: str, encoder: Path
     recipe = recipe_of(text, goals)
     distill_folder(encoder, DistillOptions(recipe=recipe, output=tmp_path / "one"))
     halves = replace(recipe, stages=(replace(recipe.stages[0], batch_size=4),))
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(halves.to_dict()), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain(halves)), encoding="utf-8")
     (tmp_path / "run.py").write_text(LAUNCHED, encoding="utf-8")
     arguments = [str(encoder), str(tmp_path / "recipe.yaml"), str(tmp_path / "two"), way]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -268,7 +269,7 @@ fff.distill(sys.argv[1], recipe=read_recipe(sys.argv[2]), output=sys.argv[3])
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(encoder: Path, text: Path, tmp_path: Path):
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_of(text, GOALS).to_dict()), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain(recipe_of(text, GOALS))), encoding="utf-8")
     arguments = [str(encoder), str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, timeout=240
@@ -298,19 +299,19 @@ def test_it_stops_when_nothing_improves_and_goes_back_to_the_best(encoder: Path,
     )
     found = distill_folder(encoder, DistillOptions(recipe=recipe, output=tmp_path / "out"))
     evaluated = [line["eval_loss"] for line in journal(tmp_path / "out") if "eval_loss" in line]
-    assert found.training["steps"] < 40
-    assert found.training["eval_loss"] == min(evaluated) < evaluated[-1]
+    assert found.training.steps < 40
+    assert found.training.eval_loss == min(evaluated) < evaluated[-1]
 
 
 def test_stages_follow_one_another(encoder: Path, text: Path, tmp_path: Path):
     recipe = recipe_of(text, GOALS)
     blocks = replace(
-        from_dict(Recipe, {"stages": [{"kind": "blocks", "steps": 5, "learning_rate": 2e-3}]}).stages[0]
+        read(Recipe, {"stages": [{"kind": "blocks", "steps": 5, "learning_rate": 2e-3}]}).stages[0]
     )
     recipe = replace(recipe, stages=(blocks, recipe.stages[0]))
     found = distill_folder(encoder, DistillOptions(recipe=recipe, output=tmp_path / "out"))
     lines = journal(tmp_path / "out")
-    assert found.training["steps"] == 11
+    assert found.training.steps == 11
     assert [line["stage"] for line in lines if "loss" in line] == ["blocks"] * 5 + ["end-to-end"] * 6
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 12))
     # On the same held-out text: the losses of single steps are of different batches.

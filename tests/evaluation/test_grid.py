@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from fffconvert.cli import app
 from fffconvert.evaluation import grid
-from fffconvert.evaluation.grid import pareto
+from fffconvert.evaluation.compare import TaskScore
+from fffconvert.evaluation.grid import SweepRow, pareto
 
 pytest.importorskip("matplotlib")
 
@@ -89,8 +90,8 @@ def test_refusals(arguments: list[object], more: list[str], message: str, tmp_pa
 
 
 def test_the_frontier():
-    def row(work: float, value: float | None, higher: bool = True) -> dict[str, Any]:
-        return {"active_fraction": work, "tasks": {"x": {"value": value, "higher_is_better": higher}}}
+    def row(work: float, value: float | None, higher: bool = True) -> SweepRow:
+        return SweepRow(1, 1, work, {"x": TaskScore("m", value, higher_is_better=higher)})
 
     assert pareto([row(0.1, 0.5), row(0.2, 0.4), row(0.3, 0.6), row(0.3, 0.6), row(0.2, None)]) == [0, 2, 3]
     assert pareto([row(0.1, 50, False), row(0.2, 40, False), row(0.3, 60, False)]) == [0, 1]

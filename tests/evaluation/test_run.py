@@ -22,7 +22,7 @@ from fffconvert.errors import FFFError
 from fffconvert.evaluation import TASKS, run
 from fffconvert.evaluation.compare import recovered, retained, row
 from fffconvert.evaluation.metrics import ACCURACY
-from fffconvert.evaluation.run import write_results
+from fffconvert.evaluation.results import SECTIONS, write_results
 
 logging.disable_progress_bar()
 
@@ -266,7 +266,7 @@ def test_what_is_unclear_is_said(save: Callable[..., Path], place: list[object])
 def test_the_help_names_every_task(data: Path, save: Callable[..., Path], place: list[object]):
     from fffconvert.cli import eval as command
 
-    assert {*TASKS, *run.SECTIONS} - {"sts13", "sts14", "sts15"} <= set(re.split(r"[ ,()]+", command.TASKS))
+    assert {*TASKS, *SECTIONS} - {"sts13", "sts14", "sts15"} <= set(re.split(r"[ ,()]+", command.TASKS))
     for path in (data / "text/wikitext2").iterdir():
         path.unlink()
     assert "has no text/wikitext2/wiki.test.raw; name text with --text" in one_line(

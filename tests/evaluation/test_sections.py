@@ -90,12 +90,12 @@ def test_routing(convert: Any, options: dict[str, Any]):
 
 def test_statistics_of_a_tree():
     row = statistics("x", 0, torch.tensor([0, 0, 1, 3]), 1)
-    assert row["leaf_share"] == [0.5, 0.25, 0, 0.25]
-    assert [level["visited"] for level in row["levels"]] == [1, 2]
-    assert row["dead_share"] == 0
-    assert row["entropy"] == pytest.approx(1.5 / 2)
-    assert row["levels"][1]["entropy"] == pytest.approx(-(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)))
-    assert statistics("x", 0, torch.tensor([0, 0]), 1)["dead_share"] == pytest.approx(1 / 3)
+    assert row.leaf_share == (0.5, 0.25, 0, 0.25)
+    assert [level.visited for level in row.levels] == [1, 2]
+    assert row.dead_share == 0
+    assert row.entropy == pytest.approx(1.5 / 2)
+    assert row.levels[1].entropy == pytest.approx(-(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)))
+    assert statistics("x", 0, torch.tensor([0, 0]), 1).dead_share == pytest.approx(1 / 3)
     assert entropy(torch.tensor([5, 5, 5, 5])) == pytest.approx(1)
     assert entropy(torch.tensor([5])) == 1
 
@@ -105,18 +105,18 @@ def test_words_are_those_that_stand_out(tokenizer: Any):
     ids = torch.tensor([ba] * 6 + [be] * 6 + [bi] * 2)
     leaf = torch.tensor([0, 1] * 3 + [1] * 6 + [0] * 2)
     first, second = words("x", ids, leaf, tokenizer)
-    assert (first["leaf"], second["leaf"]) == (1, 0)
-    assert first["tokens"] == [["be", 6], ["ba", 3]]
-    assert second["tokens"] == [["bi", 2], ["ba", 3]]
-    assert first["share"] == pytest.approx(9 / 14)
+    assert (first.leaf, second.leaf) == (1, 0)
+    assert first.tokens == (("be", 6), ("ba", 3))
+    assert second.tokens == (("bi", 2), ("ba", 3))
+    assert first.share == pytest.approx(9 / 14)
 
 
 def test_agreement_of_paths():
     layer = FFFLayer(FFFSpec(2, 2, 1))
     own, other = torch.tensor([[0], [1], [2], [3]]), torch.tensor([[0], [0], [2], [0]])
     found = path_agreement({"x": own}, {"x": other}, {"x": layer})
-    assert found["same_leaf"] == 0.5
-    assert found["same_decisions"] == pytest.approx((1 + 0.5 + 1 + 0) / 4)
+    assert found.same_leaf == 0.5
+    assert found.same_decisions == pytest.approx((1 + 0.5 + 1 + 0) / 4)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "masked", "causal"])

@@ -14,9 +14,11 @@ from fffconvert.planning.file import Plan, PlannedBlock
     ("text", "message"),
     [
         ("{", "cannot be read"),
-        ("a: 1", "has no blocks"),
-        ("blocks: {x: 3}", "block 'x' has no depth"),
-        ("blocks: {x: {leaf_width: 3}}", "block 'x' has no depth"),
+        ("a: 1", "unknown key a; did you mean"),
+        ("blocks: {x: 3}", "blocks.x is 3; expected keys and values"),
+        ("blocks: {}", "it has no blocks"),
+        ("blocks: {x: {dept: 3}}", "unknown key blocks.x.dept; did you mean blocks.x.depth"),
+        ("blocks: {x: {leaf_width: 3}}", "blocks.x lacks depth"),
     ],
 )
 def test_files_that_are_no_plan_are_refused(text: str, message: str, tmp_path: Path):
@@ -42,9 +44,10 @@ def test_what_was_written_is_read(tmp_path: Path):
     assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"]
 
 
-def test_what_is_no_part_of_a_plan_is_left_out(tmp_path: Path):
-    (tmp_path / "plan.yaml").write_text("blocks: {x: {depth: 3, note: by hand}}")
-    assert Plan.read(tmp_path / "plan.yaml").shapes["x"]["depth"] == 3
+def test_what_is_no_part_of_a_plan_is_refused_with_the_nearest_key(tmp_path: Path):
+    (tmp_path / "plan.yaml").write_text("blocks: {x: {depth: 3, tree: 2}}")
+    with pytest.raises(FFFError, match="unknown key blocks.x.tree; did you mean blocks.x.trees"):
+        Plan.read(tmp_path / "plan.yaml")
 
 
 def test_a_plan_that_cannot_be_written_is_one_line(tmp_path: Path):

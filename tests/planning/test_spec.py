@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fffconvert.errors import FFFError
 from fffconvert.planning import FFFSpec
+from fffconvert.records import plain, read
 from fffconvert.tree import FFFLayer
 
 
@@ -51,7 +52,7 @@ def test_parameters_are_those_that_the_layer_holds(sparse, **options):
     sparsity = 0.3 if sparse and options["leaf_width"] else 0.0
     spec = FFFSpec(5, 7, leaf_sparsity=sparsity, **options)
     assert spec.parameters == sum(parameter.numel() for parameter in FFFLayer(spec).parameters())
-    assert FFFSpec.from_dict(spec.to_dict()) == spec
+    assert read(FFFSpec, plain(spec), "spec", "checkpoint") == spec
 
 
 @pytest.mark.parametrize(
@@ -72,12 +73,12 @@ def test_parameters_are_those_that_the_layer_holds(sparse, **options):
 )
 def test_values_out_of_range_are_named(values: dict, message: str):
     with pytest.raises(FFFError, match=message):
-        FFFSpec.from_dict({"d_in": 4, "d_out": 4} | values)
+        read(FFFSpec, {"d_in": 4, "d_out": 4} | values, "spec", "checkpoint")
 
 
 def test_unknown_keys_warn():
-    with pytest.warns(UserWarning, match="unknown keys of an FFF layer: colour"):
-        spec = FFFSpec.from_dict({"d_in": 4, "d_out": 4, "depth": 2, "colour": "red"})
+    with pytest.warns(UserWarning, match="unknown keys of spec: colour"):
+        spec = read(FFFSpec, {"d_in": 4, "d_out": 4, "depth": 2, "colour": "red"}, "spec", "checkpoint")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert FFFSpec.from_dict(spec.to_dict()) == spec
+        assert read(FFFSpec, plain(spec), "spec", "checkpoint") == spec

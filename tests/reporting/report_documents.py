@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from fffconvert.hub.card import model_card
+from fffconvert.hub.metrics import Metrics
+from fffconvert.records import read
 
 DEPTH = 5
 
@@ -284,7 +286,8 @@ def write(folder: Path, **documents: Any) -> Path:
         else:
             (folder / f"{name}.json").write_text(json.dumps(values))
     if {"metrics", "recipe"} <= set(documents):
-        (folder / "README.md").write_text(model_card(documents["recipe"], documents["metrics"]))
+        metrics_ = read(Metrics, documents["metrics"], author="program")
+        (folder / "README.md").write_text(model_card(documents["recipe"], metrics_))
     return folder
 
 

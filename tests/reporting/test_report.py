@@ -303,7 +303,7 @@ def test_command_refuses_a_place_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
     done = run(folder, "-o", tmp_path / "file")
     assert done.exit_code == 2
-    assert "choose another -o" in done.stderr
+    assert "choose another --output" in done.stderr
 
 
 def test_the_commands_that_are_named_exist_with_their_options():

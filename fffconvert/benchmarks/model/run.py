@@ -19,6 +19,7 @@ from fffconvert.benchmarks.model import inputs
 from fffconvert.benchmarks.model.exported import write_onnx
 from fffconvert.benchmarks.model.process import Runtime, WorkerError
 from fffconvert.benchmarks.model.quality import Quality
+from fffconvert.benchmarks.model.rows import ModelBenchmark, ModelRow, ProfileRow
 from fffconvert.benchmarks.model.settings import EXPORTED_TREES, ModelBench
 from fffconvert.benchmarks.model.torch_models import dense, stored_config, trees
 from fffconvert.errors import FFFError
@@ -27,6 +28,7 @@ from fffconvert.fit.length import longest
 from fffconvert.location.inputs import example_inputs
 from fffconvert.options import BenchOptions, values_of, verb
 from fffconvert.options.bench import EXPORTED
+from fffconvert.records import plain
 from fffconvert.store import write_json
 
 ROUNDS = 5
@@ -45,7 +47,7 @@ Size = tuple[int, int]
 
 
 @verb(BenchOptions)
-def bench(model: str | Path, options: BenchOptions) -> dict[str, Any]:
+def bench(model: str | Path, options: BenchOptions) -> ModelBenchmark:
     """Measure a converted model against its original on the runtimes that people use.
 
     Every runtime has a process of its own; they take turns, and all but one stand still.
@@ -53,10 +55,6 @@ def bench(model: str | Path, options: BenchOptions) -> dict[str, Any]:
     Args:
         model: A converted or deployed folder; with `depth`, any model, whose blocks are then replaced by
             random layers in memory.
-
-    Returns:
-        `rows` (a runtime and size each), `generation`, `quality`, `runtimes` (loading, memory), `profile`,
-        `machine`, `problems`, `warnings`, `settings` and `output`.
 
     Raises:
         FFFError: A setting does not fit the model.
@@ -66,8 +64,7 @@ def bench(model: str | Path, options: BenchOptions) -> dict[str, Any]:
     if output is None and settings.depth is None:
         own_folder = hub.resolve(settings.model).folder
         output = None if own_folder is None else own_folder / "bench.json"
-    values = dataclasses.asdict(settings)
-    values |= {name: values[name] and str(values[name]) for name in ("data_dir", "output")}
+    values = plain(settings)
     own = _own(settings)
     load, jitters = machine.load(), [machine.jitter()]
     problems: list[str] = []
@@ -86,19 +83,19 @@ def bench(model: str | Path, options: BenchOptions) -> dict[str, Any]:
     if settings.generate and not causal:
         problems.append("`generate`: the model is no causal language model")
     jitters.append(machine.jitter())
-    found = {
-        "model": settings.model,
-        "output": None if output is None else str(output),
-        "rows": rows,
-        "generation": generation,
-        "quality": scores,
-        "runtimes": described,
-        "profile": profile,
-        "machine": machine.describe() | {"load_1min": load, "jitter": jitters},
-        "problems": problems,
-        "warnings": machine.warnings(load, jitters, (settings.threads,)),
-        "settings": values,
-    }
+    found = ModelBenchmark(
+        settings.model,
+        tuple(rows),
+        tuple(generation),
+        tuple(scores),
+        tuple(described),
+        tuple(profile),
+        machine.describe() | {"load_1min": load, "jitter": jitters},
+        tuple(problems),
+        tuple(machine.warnings(load, jitters, (settings.threads,))),
+        values,
+        None if output is None else str(output),
+    )
     if output is not None:
         write_json(output, found)
     return found
@@ -183,8 +180,8 @@ class _Run:
         self._peak: dict[str, float] = {}
         self._first: dict[str, float] = {}
 
-    def rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
+    def rows(self) -> list[ModelRow]:
+        rows: list[ModelRow] = []
         for size in tqdm(self._settings.sizes, desc="sizes", disable=None):
             errors = self._check(size)
             rows += self._rows_of(size, errors, self._times(size, list(errors)))
@@ -192,27 +189,27 @@ class _Run:
 
     def _rows_of(
         self, size: Size, errors: dict[str, dict[str, float | None]], times: dict[str, list[int]]
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[ModelRow]:
         medians = {name: float(np.median(ns)) / 1e6 for name, ns in times.items()}
         batch, length = size
         for name, ns in times.items():
             p20, median, p80 = (float(p) / 1e6 for p in np.percentile(ns, [20, 50, 80]))
-            ratios = {other: medians[other] / median if other in medians else None for other in medians}
-            yield {
-                "runtime": name,
-                "batch": batch,
-                "length": length,
-                "median_ms": median,
-                "p20_ms": p20,
-                "p80_ms": p80,
-                "calls": len(ns),
-                "tokens_per_second": 1e3 * batch * length / median,
-                "speedup_vs_torch": ratios.get("torch"),
-                "speedup_vs_ort_int8": ratios.get("ort-int8"),
-                "speedup_vs_undeployed": ratios.get("undeployed"),
-                "amdahl_cap": medians["torch"] / medians["ablated"] if "ablated" in medians else None,
-                **errors[name],
-            }
+            ratios = {other: medians[other] / median for other in medians}
+            yield ModelRow(
+                name,
+                *size,
+                median,
+                p20,
+                p80,
+                len(ns),
+                1e3 * batch * length / median,
+                ratios.get("torch"),
+                ratios.get("ort-int8"),
+                ratios.get("undeployed"),
+                medians["torch"] / medians["ablated"] if "ablated" in medians else None,
+                errors[name]["max_error"],
+                errors[name]["median_error"],
+            )
 
     def _check(self, size: Size) -> dict[str, dict[str, float | None]]:
         """First calls, whose outputs are compared; runtimes that are wrong take no further part."""
@@ -291,15 +288,14 @@ class _Run:
             for name, median in medians.items()
         ]
 
-    def profile(self) -> list[dict[str, Any]]:
+    def profile(self) -> list[ProfileRow]:
         """Milliseconds by part of the model, where the model runs in torch."""
         rows = []
         for name in (name for name in PROFILED if name in self._runtimes):
             for size in self._settings.sizes:
                 answer = self._ask(name, "parts", size=size, calls=PROFILE_CALLS)
                 if answer is not None:
-                    parts = answer["parts"]
-                    rows.append({"runtime": name, "batch": size[0], "length": size[1], "ms": parts})
+                    rows.append(ProfileRow(name, *size, answer["parts"]))
         return rows
 
     def described(self) -> list[dict[str, Any]]:

@@ -7,8 +7,11 @@ from typing import Any
 
 import yaml
 
+from fffconvert.evaluation.ablation import Ablation
+from fffconvert.evaluation.compare import TaskScore
+from fffconvert.evaluation.robustness import Robustness
 from fffconvert.hub.card import EXPECT, SAVINGS
-from fffconvert.reporting.documents import RECIPE, Ablation, Conversion, Robustness, TaskScore
+from fffconvert.reporting.documents import RECIPE, Conversion
 from fffconvert.reporting.page import Code, Heading, Part, Section, Table, Text
 
 

@@ -7,21 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fffconvert.hub.card import Totals
-from fffconvert.reporting.documents import Block, Conversion
+from fffconvert.cells import Column
+from fffconvert.hub.metrics import BlockResult, Metrics, Totals
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, FAINT, GREEN, INK, ORANGE, canvas, svg
-from fffconvert.reporting.page import (
-    Figure,
-    Heading,
-    Part,
-    Section,
-    Table,
-    Text,
-    number,
-    percent,
-    short_names,
-    whole,
-)
+from fffconvert.reporting.page import Figure, Part, Section, Table, Text, each, short_names
 
 DRAWN_LEVELS = 4
 """Levels of a tree that are drawn; deeper trees are broken off."""
@@ -32,40 +22,17 @@ FOLDED_ROWS = 24
 
 def section(conversions: Sequence[Conversion]) -> Section:
     """Describe each folder's layers."""
-    parts: list[Part] = []
-    for number_, conversion in enumerate(conversions):
-        metrics = conversion.metrics
-        if metrics is None or not (metrics.blocks or metrics.control):
-            continue
-        if len(conversions) > 1:
-            parts.append(Heading(conversion.label))
-        parts += _describe(conversion, f"shape{number_}")
-    return Section(
-        "converted", "What was converted", tuple(parts), "fffconvert convert MODEL --depth 11 -o DIR"
+    parts = each(
+        conversions,
+        lambda one: one.metrics if one.metrics and (one.metrics.blocks or one.metrics.control) else None,
+        _describe,
     )
+    return Section("converted", "What was converted", parts, "fffconvert convert MODEL --depth 11 -o DIR")
 
 
-def totals(blocks: Sequence[Block]) -> Totals:
-    """Sums over blocks; R² is NaN for those of which it was not measured."""
-    return Totals.of(
-        [
-            {
-                "macs_share": block.macs_share,
-                "active_fraction": block.active_fraction,
-                "token_r2_heldout": block.token_r2_heldout
-                if block.token_r2_heldout is not None
-                else float("nan"),
-                "parameters": block.parameters,
-                "parameters_before": block.parameters_before,
-            }
-            for block in blocks
-        ]
-    )
-
-
-def _describe(conversion: Conversion, name: str) -> list[Part]:
-    blocks = conversion.metrics.blocks if conversion.metrics else ()
-    parts: list[Part] = [Text(" ".join(_sentences(conversion)))]
+def _describe(conversion: Conversion, metrics: Metrics, number_: int) -> list[Part]:
+    blocks, name = metrics.blocks, f"shape{number_}"
+    parts: list[Part] = [Text(" ".join(_sentences(conversion.base, metrics)))]
     width = _width(conversion)
     for index, (shape, count) in enumerate(Counter(map(_key, blocks)).most_common(DRAWN_SHAPES)):
         example = next(block for block in blocks if _key(block) == shape)
@@ -88,67 +55,44 @@ def _describe(conversion: Conversion, name: str) -> list[Part]:
     return [*parts, _table(blocks)] if blocks else parts
 
 
-def _sentences(conversion: Conversion) -> list[str]:
-    metrics = conversion.metrics
-    assert metrics is not None
-    lines = [f"The feedforward blocks of {conversion.base} were replaced by fast feedforward layers."]
+def _sentences(base: str, metrics: Metrics) -> list[str]:
+    lines = [f"The feedforward blocks of {base} were replaced by fast feedforward layers."]
     if metrics.control:
         lines = [f"This folder is a control, not a conversion: {metrics.control}."]
     if metrics.blocks:
-        found = totals(metrics.blocks)
-        lines += found.lines() if found.r2_median == found.r2_median else found.lines()[1:]
+        lines += Totals.of(metrics.blocks).lines()
     if metrics.training:
-        steps, tokens = metrics.training.get("steps"), metrics.training.get("tokens")
-        if isinstance(steps, int) and isinstance(tokens, int):
-            lines.append(
-                f"Afterwards it was trained for {steps:,} steps on {tokens:,} tokens; the figures of the "
-                "blocks are from before."
-            )
+        lines.append(
+            f"Afterwards it was trained for {metrics.training.steps:,} steps on "
+            f"{metrics.training.tokens:,} tokens; the figures of the blocks are from before."
+        )
     elif not metrics.control:
         lines.append("Nothing has been trained: the layers are fitted block by block, in closed form.")
     return lines
 
 
-def _table(blocks: Sequence[Block]) -> Table:
-    return Table(
-        (
-            "block",
-            "shape",
-            "active width",
-            "multiply-adds left",
-            "R²",
-            "R² per token",
-            "routing entropy",
-            "dead nodes",
-            "parameters before",
-            "now",
-        ),
-        tuple(
-            (
-                block.name,
-                block.shape,
-                whole(block.active_width),
-                percent(block.active_fraction),
-                number(block.r2_heldout),
-                number(block.token_r2_heldout),
-                number(block.routing_entropy, 2),
-                percent(block.dead_node_share),
-                whole(block.parameters_before),
-                whole(block.parameters),
-            )
-            for block in blocks
-        ),
-        left=2,
-        caption="The blocks one by one, measured on held-out calibration text.",
-        folded=len(blocks) > FOLDED_ROWS,
-    )
+def _table(blocks: Sequence[BlockResult]) -> Table:
+    columns: dict[str, Column] = {
+        "block": "name",
+        "shape": "shape",
+        "active width": "active_width:,",
+        "multiply-adds left": "active_fraction:.1%",
+        "R²": "r2_heldout:.3f",
+        "R² per token": "token_r2_heldout:.3f",
+        "routing entropy": "routing_entropy:.2f",
+        "dead nodes": "dead_node_share:.1%",
+        "parameters before": "parameters_before:,",
+        "now": "parameters:,",
+    }
+    caption = "The blocks one by one, measured on held-out calibration text."
+    return Table.of(blocks, columns, left=2, caption=caption, folded=len(blocks) > FOLDED_ROWS)
 
 
-def _key(block: Block) -> tuple[float, ...]:
+def _key(block: BlockResult) -> tuple[float, ...]:
     return block.trees, block.depth, block.trunk, block.leaf_width, block.leaf_sparsity
 
 
-def _nodes(block: Block) -> int:
+def _nodes(block: BlockResult) -> int:
     return int(block.trees * (2 ** (block.depth + 1) - 1))
 
 
@@ -162,7 +106,7 @@ def _width(conversion: Conversion) -> int | None:
         return None  # the drawing does without
 
 
-def _shape(block: Block, d_model: int | None, name: str, label: str) -> str:
+def _shape(block: BlockResult, d_model: int | None, name: str, label: str) -> str:
     """Draw the layer: a tree with one path from its root, what stands beside it, and the sum."""
     levels = min(block.depth, DRAWN_LEVELS)
     with canvas(height=2.9 if block.leaf_width else 2.4) as figure:
@@ -215,7 +159,7 @@ def _shape(block: Block, d_model: int | None, name: str, label: str) -> str:
         return svg(figure, name, label)
 
 
-def _ends(axes: Any, block: Block, levels: int, places: Any, path: list[int]) -> None:
+def _ends(axes: Any, block: BlockResult, levels: int, places: Any, path: list[int]) -> None:
     """What hangs below the levels that are drawn."""
     foot = 0.2
     if block.depth > levels:
@@ -253,7 +197,7 @@ def _arrow() -> dict[str, Any]:
     return {"arrowstyle": "->", "color": INK}
 
 
-def _r2(blocks: Sequence[Block], name: str, label: str) -> str:
+def _r2(blocks: Sequence[BlockResult], name: str, label: str) -> str:
     with canvas() as figure:
         axes = figure.add_subplot(xlabel="block", ylabel="R² on held-out text")
         x = range(len(blocks))

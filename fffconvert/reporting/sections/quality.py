@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fffconvert.reporting.documents import Conversion, TaskScore
+from fffconvert.cells import Column
+from fffconvert.evaluation.compare import TaskScore
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, FAINT, INK, ORANGE, PURPLE, RED, canvas, svg
 from fffconvert.reporting.page import (
     Figure,
     Finding,
-    Heading,
     Part,
     Section,
     Table,
     Text,
+    each,
     number,
     percent,
     whole,
@@ -33,26 +35,22 @@ COMMAND = "fffconvert evaluate DIR --task sts-b --control dense=DIR2 --control a
 
 def section(conversions: Sequence[Conversion]) -> Section:
     """Tables and plots of all tasks."""
-    parts: list[Part] = []
-    for index, conversion in enumerate(conversions):
-        if conversion.evaluation is None or not conversion.evaluation.tasks:
-            continue
-        if len(conversions) > 1:
-            parts.append(Heading(conversion.label))
-        tasks = conversion.evaluation.tasks
-        parts += _figures(tasks, f"quality{index}")
-        parts.append(_table(tasks))
+    parts = each(conversions, lambda one: one.evaluation and one.evaluation.tasks, _describe)
     if parts:
-        parts.append(
+        parts += (
             Text(
                 "retained = converted / teacher (of a loss: teacher / converted); recovered = (converted - "
                 "ablated) / (teacher - ablated): 0 is a model without its feedforward blocks, 1 the "
                 "original; unclear where deleting the blocks costs nothing that shows. Controls: the same "
                 "model with a dense block of the same active width, with its blocks ablated, or with "
                 "hyperplanes drawn at random, each trained equally."
-            )
+            ),
         )
-    return Section("quality", "Quality", tuple(parts), COMMAND)
+    return Section("quality", "Quality", parts, COMMAND)
+
+
+def _describe(_: Conversion, tasks: dict[str, TaskScore], index: int) -> list[Part]:
+    return [*_figures(tasks, f"quality{index}"), _table(tasks)]
 
 
 def findings(conversion: Conversion) -> list[Finding]:
@@ -106,37 +104,26 @@ def _judged(control: str, groups: Mapping[str | None, list[str]]) -> list[Findin
 
 
 def _table(tasks: dict[str, TaskScore]) -> Table:
-    rows = []
-    for name, task in tasks.items():
-        rows.append(
-            (
-                name + (f" (first {task.limit:,} only)" if task.limit else "") + f"\n{task.metric}",
-                _bounded(task.value, task.ci95, number),
-                number(task.teacher),
-                number(task.dense),
-                number(task.ablated),
-                number(task.random_routing),
-                _bounded(task.retained, task.retained_ci95, percent),
-                "unclear"
-                if task.recovered_unclear
-                else _bounded(task.recovered, task.recovered_ci95, percent),
-                whole(task.n),
-            )
-        )
-    return Table(
-        (
-            "task",
-            "converted (95\u00a0%)",
-            "teacher",
-            "dense",
-            "ablated",
-            "random routing",
-            "retained",
-            "recovered",
-            "n",
-        ),
-        tuple(rows),
-    )
+    def name(item: tuple[str, TaskScore]) -> str:
+        limit = f" (first {item[1].limit:,} only)" if item[1].limit else ""
+        return f"{item[0]}{limit}\n{item[1].metric}"
+
+    def recovered(item: tuple[str, TaskScore]) -> str:
+        unclear = item[1].recovered_unclear
+        return "unclear" if unclear else _bounded(item[1].recovered, item[1].recovered_ci95, percent)
+
+    columns: dict[str, Column] = {
+        "task": name,
+        "converted (95\u00a0%)": lambda item: _bounded(item[1].value, item[1].ci95, number),
+        "teacher": lambda item: number(item[1].teacher),
+        "dense": lambda item: number(item[1].dense),
+        "ablated": lambda item: number(item[1].ablated),
+        "random routing": lambda item: number(item[1].random_routing),
+        "retained": lambda item: _bounded(item[1].retained, item[1].retained_ci95, percent),
+        "recovered": recovered,
+        "n": lambda item: whole(item[1].n),
+    }
+    return Table.of(tasks.items(), columns)
 
 
 def _bounded(

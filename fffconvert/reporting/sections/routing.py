@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from fffconvert.reporting.documents import Conversion, LayerRouting, LeafWords
+from fffconvert.cells import Column
+from fffconvert.evaluation.routing import LayerRouting, LeafWords, Routing
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import FAINT, INK, MARKERS, SERIES, canvas, svg
-from fffconvert.reporting.page import (
-    Figure,
-    Heading,
-    Part,
-    Section,
-    Table,
-    number,
-    percent,
-    short_names,
-    whole,
-)
+from fffconvert.reporting.page import Figure, Part, Section, Table, each, percent, short_names, whole
 
 DRAWN_LAYERS = 6
 """Curves in a figure; of more layers some are drawn, evenly from first to last."""
-SHOWN_LEAVES, SHOWN_WORDS = 3, 8
+SHOWN_LEAVES, SHOWN_WORDS, FOLDED = 3, 8, 24
 
 
 def section(conversions: Sequence[Conversion]) -> Section:
     """Pictures and tables of the routing."""
-    parts: list[Part] = []
-    for index, conversion in enumerate(conversions):
-        found = conversion.evaluation and conversion.evaluation.routing
-        if not found or not found.layers:
-            continue
-        if len(conversions) > 1:
-            parts.append(Heading(conversion.label))
-        drawn = _some([layer for layer in found.layers if layer.tree == 0])
-        if any(layer.levels for layer in drawn):
-            caption = (
-                "Entropy of the use of each level's nodes over its greatest value: 1 if tokens spread "
-                "evenly, 0 if all take the same way."
-            )
-            parts.append(Figure(_levels(drawn, "entropy", f"entropy{index}", caption), caption))
-            caption = "Share of each level's nodes that any token visits: the rest is dead weight."
-            parts.append(Figure(_levels(drawn, "visited", f"visited{index}", caption), caption))
-        if any(layer.leaf_share for layer in drawn):
-            caption = (
-                "Share of the tokens that the busiest leaves take together. On the diagonal all leaves are "
-                "used alike; the steeper the curve, the fewer do the work."
-            )
-            parts.append(Figure(_leaves(drawn, f"leaves{index}", caption), caption))
-        parts.append(_table(found.layers))
-        if found.leaves:
-            parts.append(_words(_first_leaves(found.leaves)))
-        if found.agreement:
-            parts.append(_agreement(found.agreement))
-    return Section("routing", "Routing", tuple(parts), "fffconvert evaluate DIR --task routing")
+    parts = each(conversions, lambda one: one.evaluation and one.evaluation.routing, _describe)
+    return Section("routing", "Routing", parts, "fffconvert evaluate DIR --task routing")
+
+
+def _describe(_: Conversion, found: Routing, index: int) -> Iterator[Part]:
+    if not found.layers:
+        return
+    drawn = _some([layer for layer in found.layers if layer.tree == 0])
+    if any(layer.levels for layer in drawn):
+        caption = (
+            "Entropy of the use of each level's nodes over its greatest value: 1 if tokens spread "
+            "evenly, 0 if all take the same way."
+        )
+        yield Figure(_levels(drawn, "entropy", f"entropy{index}", caption), caption)
+        caption = "Share of each level's nodes that any token visits: the rest is dead weight."
+        yield Figure(_levels(drawn, "visited", f"visited{index}", caption), caption)
+    if any(layer.leaf_share for layer in drawn):
+        caption = (
+            "Share of the tokens that the busiest leaves take together. On the diagonal all leaves are "
+            "used alike; the steeper the curve, the fewer do the work."
+        )
+        yield Figure(_leaves(drawn, f"leaves{index}", caption), caption)
+    columns: dict[str, Column] = {
+        "layer": "name",
+        "tree": "tree",
+        "entropy": "entropy:.3f",
+        "dead nodes": "dead_share:.1%",
+        "leaves": lambda layer: whole(len(layer.leaf_share) or None),
+        "busiest leaf": lambda layer: percent(max(layer.leaf_share, default=None)),
+    }
+    yield Table.of(found.layers, columns, folded=len(found.layers) > FOLDED)
+    if found.leaves:
+        yield _words(_first_leaves(found.leaves))
+    if found.agreement:
+        agreed: dict[str, Column] = {
+            "paths, against": lambda row: row[0],
+            "same leaf": lambda row: percent(row[1].same_leaf),
+            "same decisions from the root on": lambda row: percent(row[1].same_decisions),
+        }
+        yield Table.of(found.agreement.items(), agreed)
 
 
 def _some(layers: Sequence[LayerRouting]) -> list[LayerRouting]:
@@ -62,24 +65,6 @@ def _some(layers: Sequence[LayerRouting]) -> list[LayerRouting]:
         return list(layers)
     step = (len(layers) - 1) / (DRAWN_LAYERS - 1)
     return [layers[round(index * step)] for index in range(DRAWN_LAYERS)]
-
-
-def _table(layers: Sequence[LayerRouting]) -> Table:
-    return Table(
-        ("layer", "tree", "entropy", "dead nodes", "leaves", "busiest leaf"),
-        tuple(
-            (
-                layer.name,
-                str(layer.tree),
-                number(layer.entropy),
-                percent(layer.dead_share),
-                whole(len(layer.leaf_share)) if layer.leaf_share else "–",
-                percent(max(layer.leaf_share, default=None)),
-            )
-            for layer in layers
-        ),
-        folded=len(layers) > 24,
-    )
 
 
 def _first_leaves(leaves: Sequence[LeafWords]) -> list[LeafWords]:
@@ -94,31 +79,16 @@ def _first_leaves(leaves: Sequence[LeafWords]) -> list[LeafWords]:
 
 
 def _words(leaves: Sequence[LeafWords]) -> Table:
-    return Table(
-        ("layer", "leaf", "tokens there", "words, and how often"),
-        tuple(
-            (
-                leaf.layer,
-                str(leaf.leaf),
-                percent(leaf.share),
-                ", ".join(f"{word} {count}" for word, count in leaf.tokens[:SHOWN_WORDS]),
-            )
-            for leaf in leaves
+    columns: dict[str, Column] = {
+        "layer": "layer",
+        "leaf": "leaf",
+        "tokens there": "share:.1%",
+        "words, and how often": lambda leaf: ", ".join(
+            f"{word} {count}" for word, count in leaf.tokens[:SHOWN_WORDS]
         ),
-        left=4,
-        caption="Which words go where: those that stand out in the busiest leaves of each first tree.",
-        folded=len(leaves) > 24,
-    )
-
-
-def _agreement(values: Mapping[str, Any]) -> Table:
-    """Whether other models send the same tokens the same way."""
-    rows = tuple(
-        (name, percent(found.get("same_leaf")), percent(found.get("same_decisions")))
-        for name, found in values.items()
-        if isinstance(found, Mapping)
-    )
-    return Table(("paths, against", "same leaf", "same decisions from the root on"), rows)
+    }
+    caption = "Which words go where: those that stand out in the busiest leaves of each first tree."
+    return Table.of(leaves, columns, left=4, caption=caption, folded=len(leaves) > FOLDED)
 
 
 def _levels(layers: Sequence[LayerRouting], what: str, name: str, label: str) -> str:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from fffconvert.reporting.documents import AblationRow, Conversion, RobustnessRow
+from fffconvert.cells import Column
+from fffconvert.evaluation.ablation import Ablation, AblationRow
+from fffconvert.evaluation.robustness import Robustness, RobustnessRow
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, FAINT, INK, MARKERS, SERIES, canvas, svg
-from fffconvert.reporting.page import (
-    NOTHING,
-    Figure,
-    Heading,
-    Part,
-    Section,
-    Table,
-    Text,
-    interval,
-    number,
-    percent,
-    whole,
-)
+from fffconvert.reporting.page import Figure, Part, Section, Table, Text, each, interval, number
 
 WHAT = {
     "hard": "one path a tree, as deployed",
@@ -30,109 +22,75 @@ WHAT = {
 
 def robustness(conversions: Sequence[Conversion]) -> Section:
     """Quality, routing overlap and use of neurons on other domains, languages, typos, case and length."""
-    parts: list[Part] = []
-    for index, conversion in enumerate(conversions):
-        found = conversion.evaluation and conversion.evaluation.robustness
-        if not found or not found.rows:
-            continue
-        if len(conversions) > 1:
-            parts.append(Heading(conversion.label))
-        if any(row.retained is not None for row in found.rows):
-            caption = (
-                "What the converted model retains of its teacher on shifted inputs. Marks tell the kind of "
-                "shift; the vertical line is the teacher itself."
-            )
-            known = [row for row in found.rows if row.retained is not None]
-            parts.append(Figure(_retained(known, f"robustness{index}", caption), caption))
-        if any(row.routing_overlap is not None for row in found.rows):
-            caption = (
-                "How far the shifted inputs take the paths of the model's own domain (1: the same use of the "
-                "leaves), and what share of the neurons they use at all."
-            )
-            parts.append(Figure(_overlap(found.rows, f"overlap{index}", caption), caption))
-        parts.append(_robustness_table(found.rows))
-    return Section("robustness", "Robustness", tuple(parts), "fffconvert evaluate DIR --task robustness")
+    parts = each(conversions, lambda one: _rows(one.evaluation and one.evaluation.robustness), _robustness)
+    return Section("robustness", "Robustness", parts, "fffconvert evaluate DIR --task robustness")
 
 
 def ablation(conversions: Sequence[Conversion]) -> Section:
     """Whether it is the routing that works: what the model is worth with other routing."""
-    parts: list[Part] = []
-    for index, conversion in enumerate(conversions):
-        found = conversion.evaluation and conversion.evaluation.ablation
-        if not found or not found.rows:
-            continue
-        if len(conversions) > 1:
-            parts.append(Heading(conversion.label))
-        for number_, metric in enumerate(dict.fromkeys(row.metric for row in found.rows)):
-            rows = [row for row in found.rows if row.metric == metric]
-            caption = (
-                f"{found.task or 'The model'}, {metric}, with the routing changed and all weights as they "
-                "are; the dashed line is the model as deployed."
-            )
-            parts.append(Figure(_ablation(rows, f"ablation{index}-{number_}", caption), caption))
-        parts.append(_ablation_table(found.rows))
+    parts = each(conversions, lambda one: _rows(one.evaluation and one.evaluation.ablation), _ablation)
     if parts:
-        parts.append(
+        parts += (
             Text(
                 "If random or shuffled routing costs little, it is not the routing that works. If fewer "
                 "levels cost little, the trees are deeper than they need to be."
-            )
+            ),
         )
-    return Section(
-        "ablation", "Ablation of the routing", tuple(parts), "fffconvert evaluate DIR --task ablation"
-    )
+    return Section("ablation", "Ablation of the routing", parts, "fffconvert evaluate DIR --task ablation")
 
 
-def _robustness_table(rows: Sequence[RobustnessRow]) -> Table:
-    return Table(
-        (
-            "input",
-            "kind",
-            "metric",
-            "converted",
-            "95 % interval",
-            "teacher",
-            "retained",
-            "routing overlap",
-            "neurons used",
-            "n",
-        ),
-        tuple(
-            (
-                row.name,
-                row.kind,
-                row.metric or NOTHING,
-                number(row.value),
-                interval(row.ci95),
-                number(row.teacher),
-                percent(row.retained),
-                number(row.routing_overlap, 2),
-                percent(row.neurons_used),
-                whole(row.n),
-            )
-            for row in rows
-        ),
-        left=3,
-    )
+def _rows(found: Any) -> Any:
+    """What was measured, if it has rows."""
+    return found if found and found.rows else None
 
 
-def _ablation_table(rows: Sequence[AblationRow]) -> Table:
-    return Table(
-        ("routing", "what it is", "metric", "value", "95 % interval", "cost", "n"),
-        tuple(
-            (
-                row.name,
-                _what(row.name),
-                row.metric,
-                number(row.value),
-                interval(row.ci95),
-                number(row.cost),
-                whole(row.n),
-            )
-            for row in rows
-        ),
-        left=3,
-    )
+def _robustness(_: Conversion, found: Robustness, index: int) -> Iterator[Part]:
+    known = [row for row in found.rows if row.retained is not None]
+    if known:
+        caption = (
+            "What the converted model retains of its teacher on shifted inputs. Marks tell the kind of "
+            "shift; the vertical line is the teacher itself."
+        )
+        yield Figure(_draw_retained(known, f"robustness{index}", caption), caption)
+    if any(row.routing_overlap is not None for row in found.rows):
+        caption = (
+            "How far the shifted inputs take the paths of the model's own domain (1: the same use of the "
+            "leaves), and what share of the neurons they use at all."
+        )
+        yield Figure(_draw_overlap(found.rows, f"overlap{index}", caption), caption)
+    columns: dict[str, Column] = {
+        "input": "name",
+        "kind": "kind",
+        "metric": "metric",
+        "converted": lambda row: number(row.value),
+        "95 % interval": lambda row: interval(row.ci95),
+        "teacher": lambda row: number(row.teacher),
+        "retained": "retained:.1%",
+        "routing overlap": "routing_overlap:.2f",
+        "neurons used": "neurons_used:.1%",
+        "n": "n:,",
+    }
+    yield Table.of(found.rows, columns, left=3)
+
+
+def _ablation(_: Conversion, found: Ablation, index: int) -> Iterator[Part]:
+    for number_, metric in enumerate(dict.fromkeys(row.metric for row in found.rows)):
+        rows = [row for row in found.rows if row.metric == metric]
+        caption = (
+            f"{found.task or 'The model'}, {metric}, with the routing changed and all weights as they "
+            "are; the dashed line is the model as deployed."
+        )
+        yield Figure(_draw_ablation(rows, f"ablation{index}-{number_}", caption), caption)
+    columns: dict[str, Column] = {
+        "routing": "name",
+        "what it is": lambda row: _what(row.name),
+        "metric": "metric",
+        "value": lambda row: number(row.value),
+        "95 % interval": lambda row: interval(row.ci95),
+        "cost": lambda row: number(row.cost),
+        "n": "n:,",
+    }
+    yield Table.of(found.rows, columns, left=3)
 
 
 def _what(name: str) -> str:
@@ -141,7 +99,7 @@ def _what(name: str) -> str:
     return WHAT.get(name, "")
 
 
-def _retained(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
+def _draw_retained(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
     kinds = list(dict.fromkeys(row.kind for row in rows))
     with canvas(height=1.0 + 0.24 * len(rows)) as figure:
         axes = figure.add_subplot(xlabel="retained, converted / teacher (of a loss: teacher / converted)")
@@ -161,7 +119,7 @@ def _retained(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
         return svg(figure, name, label)
 
 
-def _overlap(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
+def _draw_overlap(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
     with canvas(height=1.0 + 0.24 * len(rows)) as figure:
         axes = figure.add_subplot(xlabel="share")
         for key, marker, colour, text in (
@@ -178,7 +136,7 @@ def _overlap(rows: Sequence[RobustnessRow], name: str, label: str) -> str:
         return svg(figure, name, label)
 
 
-def _ablation(rows: Sequence[AblationRow], name: str, label: str) -> str:
+def _draw_ablation(rows: Sequence[AblationRow], name: str, label: str) -> str:
     with canvas(height=1.0 + 0.26 * len(rows)) as figure:
         axes = figure.add_subplot(xlabel=rows[0].metric)
         for y, row in enumerate(rows):

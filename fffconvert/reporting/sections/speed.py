@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from fffconvert.reporting.documents import BenchRow, Conversion, ProfileRow
+from fffconvert.benchmarks.model.rows import ModelBenchmark, ModelRow, ProfileRow
+from fffconvert.cells import Column
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import FAINT, INK, MARKERS, PAPER, SERIES, canvas, svg
-from fffconvert.reporting.page import Figure, Finding, Heading, Part, Section, Table, Text, number
+from fffconvert.reporting.page import Figure, Finding, Part, Section, Table, Text, each, number
 
 ABLATED = "ablated"
 """The model without its blocks: the Amdahl cap itself."""
@@ -14,68 +16,48 @@ ABLATED = "ablated"
 
 def section(conversions: Sequence[Conversion]) -> Section:
     """Times of the whole model at every size that was measured."""
-    parts: list[Part] = []
-    for index, conversion in enumerate(conversions):
-        if conversion.benchmark is None or not conversion.benchmark.rows:
-            continue
-        if len(conversions) > 1:
-            parts.append(Heading(conversion.label))
-        rows = conversion.benchmark.rows
-        if any(row.speedup_vs_torch is not None for row in rows):
-            caption = (
-                "The whole model's speed-up over the original in torch. The short line over a size is the "
-                "Amdahl cap: what it would be if the feedforward blocks cost nothing."
-            )
-            parts.append(Figure(_plot(rows, f"speed{index}", caption), caption))
-        parts.append(_table(rows))
-        if conversion.benchmark.profile:
-            parts += _profile(conversion.benchmark.profile, f"profile{index}")
-        doubts = (*conversion.benchmark.problems, *conversion.benchmark.warnings)
-        parts += [Finding("open", doubt) for doubt in doubts]
+    parts = each(conversions, lambda one: one.benchmark, _describe)
     if parts:
-        parts.append(
+        parts += (
             Text(
                 "Multiply-adds are not seconds: a tree reads other rows for every token, a dense product "
                 "runs near the processor's peak. No runtime can pass the cap by its feedforward blocks alone."
-            )
+            ),
         )
-    return Section("speed", "Speed", tuple(parts), "fffconvert bench DIR")
+    return Section("speed", "Speed", parts, "fffconvert bench DIR")
 
 
-def _table(rows: Sequence[BenchRow]) -> Table:
-    return Table(
-        (
-            "runtime",
-            "batch",
-            "length",
-            "median ms",
-            "20 % to 80 %",
-            "speed-up",
-            "Amdahl cap",
-            "largest error",
-        ),
-        tuple(
-            (
-                row.runtime,
-                str(row.batch),
-                str(row.length),
-                number(row.median_ms, 2),
-                f"{number(row.p20_ms, 2)} to {number(row.p80_ms, 2)}",
-                _times(row.speedup_vs_torch),
-                _times(row.amdahl_cap),
-                "–" if row.max_error is None else f"{row.max_error:.1e}",
-            )
-            for row in rows
-        ),
-        caption="Speed-ups are over the original model in torch, same batch, length and threads.",
-    )
+def _describe(_: Conversion, found: ModelBenchmark, index: int) -> Iterator[Part]:
+    if not found.rows:
+        return
+    if any(row.speedup_vs_torch is not None for row in found.rows):
+        caption = (
+            "The whole model's speed-up over the original in torch. The short line over a size is the "
+            "Amdahl cap: what it would be if the feedforward blocks cost nothing."
+        )
+        yield Figure(_plot(found.rows, f"speed{index}", caption), caption)
+    columns: dict[str, Column] = {
+        "runtime": "runtime",
+        "batch": "batch",
+        "length": "length",
+        "median ms": lambda row: number(row.median_ms, 2),
+        "20 % to 80 %": lambda row: f"{number(row.p20_ms, 2)} to {number(row.p80_ms, 2)}",
+        "speed-up": lambda row: _times(row.speedup_vs_torch),
+        "Amdahl cap": lambda row: _times(row.amdahl_cap),
+        "largest error": "max_error:.1e",
+    }
+    caption = "Speed-ups are over the original model in torch, same batch, length and threads."
+    yield Table.of(found.rows, columns, caption=caption)
+    if found.profile:
+        yield from _profile(found.profile, f"profile{index}")
+    yield from (Finding("open", doubt) for doubt in (*found.problems, *found.warnings))
 
 
 def _times(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}x"
 
 
-def _plot(rows: Sequence[BenchRow], name: str, label: str) -> str:
+def _plot(rows: Sequence[ModelRow], name: str, label: str) -> str:
     sizes = list(dict.fromkeys((row.batch, row.length) for row in rows))
     runtimes = list(dict.fromkeys(row.runtime for row in rows if row.runtime != ABLATED))
     caps = {(row.batch, row.length): row.amdahl_cap for row in rows if row.amdahl_cap is not None}

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from fffconvert.reporting.documents import Conversion, Sweep, SweepRow
+from fffconvert.evaluation.grid import SweepResult, SweepRow
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, FAINT, INK, canvas, svg
-from fffconvert.reporting.page import Figure, Heading, Part, Section, Table, interval, number, percent
+from fffconvert.reporting.page import Figure, Part, Section, Table, each, interval, number, percent
 
 COMMAND = "fffconvert sweep MODEL --depths 4,8,11 --trees 1,4 --task sts-b -o DIR2"
 
 
 def section(conversions: Sequence[Conversion]) -> Section:
     """A plot for each task, and the table."""
-    parts: list[Part] = []
-    for index, conversion in enumerate(conversions):
-        if conversion.sweep is None or not conversion.sweep.rows:
-            continue
-        if len(conversions) > 1:
-            parts.append(Heading(conversion.label))
-        names = list(dict.fromkeys(name for row in conversion.sweep.rows for name in row.tasks))
-        for number_, name in enumerate(names):
-            caption = (
-                f"{name} of each shape against its share of the multiply-adds of the dense blocks. Filled "
-                "points joined by a line: no cheaper shape is as good."
-            )
-            parts.append(Figure(_plot(conversion.sweep, name, f"sweep{index}-{number_}", caption), caption))
-        parts.append(_table(conversion.sweep, names))
-    return Section("sweep", "Sweep over trees and depth", tuple(parts), COMMAND)
+    parts = each(conversions, lambda one: one.sweep and one.sweep.rows and one.sweep, _describe)
+    return Section("sweep", "SweepResult over trees and depth", parts, COMMAND)
+
+
+def _describe(_: Conversion, found: SweepResult, index: int) -> Iterator[Part]:
+    names = list(dict.fromkeys(name for row in found.rows for name in row.tasks))
+    for number_, name in enumerate(names):
+        caption = (
+            f"{name} of each shape against its share of the multiply-adds of the dense blocks. Filled "
+            "points joined by a line: no cheaper shape is as good."
+        )
+        yield Figure(_plot(found, name, f"sweep{index}-{number_}", caption), caption)
+    yield _table(found, names)
 
 
 def shape(row: SweepRow) -> str:
@@ -39,7 +38,7 @@ def shape(row: SweepRow) -> str:
     )
 
 
-def _table(sweep: Sweep, names: Sequence[str]) -> Table:
+def _table(sweep: SweepResult, names: Sequence[str]) -> Table:
     head = ["shape", "Pareto", "multiply-adds left", "parameters"]
     for name in names:
         head += [name, "95 % interval", "retained"]
@@ -58,7 +57,7 @@ def _table(sweep: Sweep, names: Sequence[str]) -> Table:
     return Table(tuple(head), tuple(rows), left=2, caption="+t: rank of the trunk; +L: neurons of a leaf.")
 
 
-def _plot(sweep: Sweep, name: str, figure_name: str, label: str) -> str:
+def _plot(sweep: SweepResult, name: str, figure_name: str, label: str) -> str:
     with canvas() as figure:
         scores = [row.tasks[name] for row in sweep.rows if name in row.tasks]
         axes = figure.add_subplot(

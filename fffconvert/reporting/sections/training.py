@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fffconvert.reporting.documents import Conversion, Step
+from fffconvert.hub.metrics import Step
+from fffconvert.reporting.documents import Conversion
 from fffconvert.reporting.drawing import BLUE, MARKERS, ORANGE, SERIES, canvas, svg
 from fffconvert.reporting.page import Figure, Part, Section, Table, number, whole
 
@@ -34,7 +35,7 @@ def _table(trained: Sequence[Conversion]) -> Table:
     rows = []
     for conversion in trained:
         steps = conversion.training
-        done = (conversion.metrics and conversion.metrics.training) or {}
+        done = conversion.metrics and conversion.metrics.training
         held_out = [step.eval_loss for step in steps if step.eval_loss is not None]
         losses = [step.loss for step in steps if step.loss is not None]
         rows.append(
@@ -46,8 +47,8 @@ def _table(trained: Sequence[Conversion]) -> Table:
                 number(losses[-1] if losses else None),
                 number(held_out[0] if held_out else None),
                 number(held_out[-1] if held_out else None),
-                number(done.get("seconds"), 0),
-                number(done.get("tokens_per_second"), 0),
+                number(done.seconds if done else None, 0),
+                number(done.tokens_per_second if done else None, 0),
             )
         )
     head = (

@@ -17,7 +17,7 @@ from torch import nn
 
 from fffconvert import hub
 from fffconvert.controls import ablate_blocks, randomise, replace_by_dense
-from fffconvert.conversion import BlockResult, fit_blocks, prepare
+from fffconvert.conversion import fit_blocks, prepare
 from fffconvert.errors import FFFError
 from fffconvert.evaluation.language import LENGTH
 from fffconvert.fit import read_corpus
@@ -27,7 +27,9 @@ from fffconvert.fit.masking import masked_tokens
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.fitreport import tasks
 from fffconvert.fitreport.blocks import LARGE, LEAF_DEPTH, Effort, compare_block
+from fffconvert.hub.metrics import BlockResult
 from fffconvert.recipe import Recipe
+from fffconvert.records import plain
 from fffconvert.store import digest, written
 
 SECTIONS = ("blocks", "sts", "mlm", "lm")
@@ -92,10 +94,10 @@ def fit_report(
     Raises:
         FFFError: A model package or a data file is missing.
     """
-    plain = dataclasses.asdict(settings)
-    store = _Store(work, plain)
+    given = dataclasses.asdict(settings)
+    store = _Store(work, given)
     runs = {"blocks": _blocks, "sts": _sts, "mlm": _mlm, "lm": _lm}
-    return {"settings": plain} | {name: runs[name](data, settings, store, progress) for name in sections}
+    return {"settings": given} | {name: runs[name](data, settings, store, progress) for name in sections}
 
 
 class _Store:
@@ -109,7 +111,7 @@ class _Store:
         """What was measured before, or is measured now."""
         path = self.folder / f"{name}.json"
         if not path.exists():
-            found = json.dumps(measure(), indent=2)
+            found = json.dumps(plain(measure()), indent=2)
             with written(path) as partial:
                 partial.write_text(found)
         return json.loads(path.read_text())
@@ -186,7 +188,7 @@ def _sts(data: Path, settings: Settings, store: _Store, progress: Callable[[str]
             "spearman": scores,
             "retained": scores["converted"] / scores["original"],
             **_size(results),
-            "blocks": [dataclasses.asdict(result) for result in results],
+            "blocks": results,
         }
 
     return dict(store.once("sts", measure))
