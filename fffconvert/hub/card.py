@@ -166,7 +166,7 @@ def quality(evaluation: Mapping[str, Any]) -> str:
             "shows more.",
         ]
     else:
-        lines += ["Not measured yet: `fffconvert eval FOLDER --task sts-b` writes the figures here."]
+        lines += ["Not measured yet: `fffconvert evaluate FOLDER --task sts-b` writes the figures here."]
     return "\n".join([*lines, QUALITY_ENDS])
 
 
@@ -189,7 +189,9 @@ def update_card(folder: Path) -> bool:
         before = card.read_text(encoding="utf-8")
         section = quality(json.loads(document.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise FFFError(f"cannot read {document}: {first_line(error)}; run fffconvert eval again") from None
+        raise FFFError(
+            f"cannot read {document}: {first_line(error)}; run fffconvert evaluate again"
+        ) from None
     start, end = before.find(QUALITY_STARTS), before.find(QUALITY_ENDS)
     after = before[:start] + section + before[end + len(QUALITY_ENDS) :]
     if not 0 <= start < end or after == before:

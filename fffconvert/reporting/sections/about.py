@@ -38,7 +38,7 @@ def machine(conversions: Sequence[Conversion]) -> Section:
             if rows:
                 where = f"{conversion.label}: {what}" if len(conversions) > 1 else what
                 parts.append(Table(("", where), rows, left=2))
-    return Section("machine", "Machine and versions", tuple(parts), "fffconvert eval DIR --task sts-b")
+    return Section("machine", "Machine and versions", tuple(parts), "fffconvert evaluate DIR --task sts-b")
 
 
 def limits(conversions: Sequence[Conversion]) -> Section:

@@ -28,7 +28,7 @@ CONTROLS = {
 }
 """What the converted model is held against: how it is called, and drawn."""
 JUDGED = ("dense", "ablated")
-COMMAND = "fffconvert eval DIR --task sts-b --control dense=DIR2 --control ablated=DIR3"
+COMMAND = "fffconvert evaluate DIR --task sts-b --control dense=DIR2 --control ablated=DIR3"
 
 
 def section(conversions: Sequence[Conversion]) -> Section:
@@ -96,7 +96,7 @@ def _judged(control: str, groups: Mapping[str | None, list[str]]) -> list[Findin
         "worse": ("bad", "is not beaten on", f": {end}"),
         "undecided": ("open", "and the conversion cannot be told apart on", ""),
         "better": ("good", "is beaten on", ""),
-        None: ("open", "was not decided on when it was measured on", "; run fffconvert eval again"),
+        None: ("open", "was not decided on when it was measured on", "; run fffconvert evaluate again"),
     }
     return [
         Finding(kind, f"{called} {verb} {', '.join(groups[found])}{more}.")

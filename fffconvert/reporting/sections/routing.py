@@ -54,7 +54,7 @@ def section(conversions: Sequence[Conversion]) -> Section:
             parts.append(_words(_first_leaves(found.leaves)))
         if found.agreement:
             parts.append(_agreement(found.agreement))
-    return Section("routing", "Routing", tuple(parts), "fffconvert eval DIR --task routing")
+    return Section("routing", "Routing", tuple(parts), "fffconvert evaluate DIR --task routing")
 
 
 def _some(layers: Sequence[LayerRouting]) -> list[LayerRouting]:

@@ -51,7 +51,7 @@ def robustness(conversions: Sequence[Conversion]) -> Section:
             )
             parts.append(Figure(_overlap(found.rows, f"overlap{index}", caption), caption))
         parts.append(_robustness_table(found.rows))
-    return Section("robustness", "Robustness", tuple(parts), "fffconvert eval DIR --task robustness")
+    return Section("robustness", "Robustness", tuple(parts), "fffconvert evaluate DIR --task robustness")
 
 
 def ablation(conversions: Sequence[Conversion]) -> Section:
@@ -78,7 +78,9 @@ def ablation(conversions: Sequence[Conversion]) -> Section:
                 "levels cost little, the trees are deeper than they need to be."
             )
         )
-    return Section("ablation", "Ablation of the routing", tuple(parts), "fffconvert eval DIR --task ablation")
+    return Section(
+        "ablation", "Ablation of the routing", tuple(parts), "fffconvert evaluate DIR --task ablation"
+    )
 
 
 def _robustness_table(rows: Sequence[RobustnessRow]) -> Table:
