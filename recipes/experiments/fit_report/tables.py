@@ -33,16 +33,13 @@ GOALS = (
 
 
 def report(found: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per section that was measured."""
-    if "blocks" in found:
-        yield _errors(found["blocks"])
-        yield _goals(found["blocks"]["mean"])
-    if "sts" in found:
-        yield _sts(found["sts"])
-    if "mlm" in found:
-        yield _mlm(found["mlm"])
-    if "lm" in found:
-        yield _lm(found["lm"])
+    """Tables of the sections that were measured."""
+    for name, section in found.items():
+        if name == "blocks":
+            yield _errors(section)
+            yield _goals(section["mean"])
+        else:
+            yield _models(name, section)
 
 
 def _errors(section: Mapping[str, Any]) -> Table:
@@ -78,44 +75,16 @@ def _goals(mean: Mapping[str, Any]) -> Table:
     return table
 
 
-def _sts(section: Mapping[str, Any]) -> Table:
-    table = Table(
-        title=f"STS-B test, {section['active_fraction']:.1%} active, {section['storage']:.2f}x stored"
-    )
+def _models(name: str, section: Mapping[str, Any]) -> Table:
+    table = Table(title=name)
     table.add_column("model")
-    table.add_column("Spearman", justify="right")
-    table.add_column("of the original", justify="right")
-    original = section["spearman"]["original"]
-    for name, value in section["spearman"].items():
-        table.add_row(name.replace("_", " "), f"{value:.4f}", f"{value / original:.1%}")
-    return table
-
-
-def _mlm(section: Mapping[str, Any]) -> Table:
-    table = Table(
-        title=f"masked tokens of reactions, {section['active_fraction']:.1%} active; the gap is "
-        f"{section['gap_to_dense']:.2f} of the dense control's"
-    )
-    table.add_column("model")
-    for heading in ("loss", "accuracy"):
+    for heading in (section["metric"], "95 %", "retained", "active", "stored"):
         table.add_column(heading, justify="right")
-    for name, row in section["scores"].items():
-        table.add_row(name, f"{row['loss']:.4f}", f"{row['accuracy']:.4f}")
-    return table
-
-
-def _lm(section: Mapping[str, Any]) -> Table:
-    table = Table(title="perplexity on WikiText-2 test")
-    table.add_column("model")
-    for heading in ("active", "stored", "perplexity", "of the original"):
-        table.add_column(heading, justify="right")
-    for name, row in section.items():
-        active, stored = row.get("active_fraction"), row.get("storage")
-        table.add_row(
-            name,
-            "" if active is None else f"{active:.1%}",
-            "" if stored is None else f"{stored:.2f}x",
-            f"{row['perplexity']:.2f}",
-            f"{row['ratio']:.3f}x",
-        )
+    for model, row in section["models"].items():
+        cells = [f"{row['value']:.4f}"]
+        if "active" in row:
+            low, high = row["ci95"]
+            cells += [f"{low:.4f} to {high:.4f}", f"{row['retained']:.1%}", f"{row['active']:.1%}"]
+            cells.append(f"{row['stored']:.2f}x")
+        table.add_row(model, *cells)
     return table

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fffconvert.fit import r2
 from fffconvert.fit.neurons import Neurons
-from fffconvert.fitreport.experts import EXPERT, fit_experts
+from recipes.experiments.fit_report.experts import EXPERT, fit_experts
 
 WIDTH, HIDDEN = 8, 128
 
