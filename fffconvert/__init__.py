@@ -14,7 +14,7 @@ import wrapt
 
 if TYPE_CHECKING:
     from fffconvert.benchmarks import bench, bench_layer
-    from fffconvert.conversion import convert, restore
+    from fffconvert.conversion import activations, convert, restore
     from fffconvert.deployment import deploy, export
     from fffconvert.distillation import Recipe, distill
     from fffconvert.errors import FFFError
@@ -41,6 +41,7 @@ _HOMES = {
     "Recipe": "distillation",
     "Sites": "location",
     "TextSource": "options",
+    "activations": "conversion",
     "bench": "benchmarks",
     "bench_layer": "benchmarks",
     "convert": "conversion",
@@ -68,6 +69,7 @@ __all__ = [
     "Recipe",
     "Sites",
     "TextSource",
+    "activations",
     "bench",
     "bench_layer",
     "convert",

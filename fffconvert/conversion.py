@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -20,21 +22,19 @@ from fffconvert.fit.corpus import names_of_texts, read_texts
 from fffconvert.fit.diagnostics import Diagnostics, diagnose, outputs
 from fffconvert.fit.fitted import Fitted
 from fffconvert.fit.neurons import neurons_of
-from fffconvert.fit.refine import refine_layer, split_off
+from fffconvert.fit.refine import Pair, refine_layer, split_off
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.hub.metrics import BlockResult, Metrics
 from fffconvert.location import FFNSite, Sites, locate
 from fffconvert.location.inputs import inputs_for
 from fffconvert.options import ConvertOptions, verb
+from fffconvert.options.common import Calibrated
 from fffconvert.planning import FFFSpec
 from fffconvert.planning.selection import select, specs_for
 from fffconvert.store import digest
 from fffconvert.tree import FFFLayer
 
 Model = TypeVar("Model", bound=nn.Module)
-
-CHUNK = 8192
-"""Tokens per step when a block or layer is evaluated on the calibration activations."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,65 @@ def prepare(model: nn.Module, options: ConvertOptions, text: Calibration | None 
     return Prepared(sites, specs, batches, len(text.held_out), options.sequential, options.refine)
 
 
+def blocks_and_text(model: nn.Module | str, options: Calibrated) -> tuple[nn.Module, Prepared]:
+    """A model, read if it is given by name, and its blocks and text, before any layer is chosen.
+
+    Raises:
+        FFFError: As `prepare`, or the model cannot be read.
+    """
+    own, tokenizer = model, options.tokenizer
+    if isinstance(own, str):
+        loaded = hub.load(own, revision=options.revision, trust_remote_code=options.trust_remote_code)
+        own, tokenizer = loaded.model, tokenizer or loaded.tokenizer
+    shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(Calibrated)}
+    return own, prepare(own, ConvertOptions(**{**shared, "tokenizer": tokenizer}, depth=1))
+
+
+class Activations(NamedTuple):
+    """What one block of a model is given on text, and what it makes of it.
+
+    Attributes:
+        site: The block.
+        held_out: Its inputs and outputs, both [tokens, d_model], on the text that no layer is fitted on.
+        fitted: The same on the other text.
+    """
+
+    site: FFNSite
+    held_out: Pair
+    fitted: Pair
+
+
+@verb(Calibrated)
+def activations(model: nn.Module | str, options: Calibrated) -> Iterator[Activations]:
+    """Run a model over text, and give the inputs and outputs of its blocks, one block after the other.
+
+    What is put in a block's place (`replace`) before the next block is asked for counts from there on: so
+    one can convert a model by other means.
+
+    Args:
+        model: Any module, which is left as it is, or the name of a model.
+
+    Returns:
+        For each block `site`, and `held_out` and `fitted`: its inputs and outputs, [tokens, d_model] each.
+
+    Raises:
+        FFFError: What `convert` refuses.
+    """
+    own, prepared = blocks_and_text(model, options)
+    stream = ActivationStream(own, prepared.sites, prepared.batches)
+    return (activations_at(stream, site, prepared.held_out) for site in prepared.sites)
+
+
+def activations_at(stream: ActivationStream, site: FFNSite, held_out: int) -> Activations:
+    """What a block is given and makes of it, the first `held_out` batches apart."""
+    inputs = stream.inputs(site)
+    parts = torch.cat(inputs[:held_out]), torch.cat(inputs[held_out:])
+    del inputs
+    block = site.dense().to("cpu", torch.float32)
+    held, fitted = ((x, outputs(block, x)) for x in parts)
+    return Activations(site, held, fitted)
+
+
 def _check_present(model: nn.Module) -> None:
     """Refuse a model whose weights are elsewhere: there is nothing to fit to."""
     for name, parameter in model.named_parameters():
@@ -217,7 +276,7 @@ def fit_blocks(
         for site in tqdm(prepared.sites, desc="fit", unit="block", disable=None):
             spec = prepared.specs[site.name]
             earlier = None if fitted is None else fitted.load(site.name, spec)
-            layer, found = earlier or _fit(stream, site, prepared)
+            layer, found = earlier or _fit(activations_at(stream, site, prepared.held_out), prepared)
             layer.spec = spec
             if fitted is not None and earlier is None:
                 fitted.save(site.name, layer, found)
@@ -235,22 +294,17 @@ def fit_blocks(
     return results
 
 
-def _fit(stream: ActivationStream, site: FFNSite, prepared: Prepared) -> tuple[FFFLayer, Diagnostics]:
-    """Fit one block on all batches but those held out, on which it is measured."""
-    spec = replace(prepared.specs[site.name], feature_axis=-1)
-    inputs = stream.inputs(site)
-    test, train = torch.cat(inputs[: prepared.held_out]), torch.cat(inputs[prepared.held_out :])
-    del inputs
-    block = site.dense().to("cpu", torch.float32)
-    y = outputs(block, train)
-    neurons = neurons_of(site) if spec.leaf_width else None
+def _fit(found: Activations, prepared: Prepared) -> tuple[FFFLayer, Diagnostics]:
+    """Fit one block on all text but that held out, on which it is measured."""
+    spec = replace(prepared.specs[found.site.name], feature_axis=-1)
+    neurons = neurons_of(found.site) if spec.leaf_width else None
     if prepared.refine:
-        own, held = split_off(train, y)
+        own, held = split_off(*found.fitted)
         layer = fit_layer(*own, spec, neurons)
         refine_layer(layer, own, held, passes=prepared.refine)
     else:
-        layer = fit_layer(train, y, spec, neurons)
-    return layer, diagnose(layer, test, outputs(block, test))
+        layer = fit_layer(*found.fitted, spec, neurons)
+    return layer, diagnose(layer, *found.held_out)
 
 
 def restore(model: nn.Module) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fffconvert.controls.ablated import ablate_blocks
-from fffconvert.controls.dense import dense_control, dense_layer, replace_by_dense
+from fffconvert.controls.dense import dense_control, dense_layer
 from fffconvert.controls.kinds import Control, frozen_parameters
 from fffconvert.controls.make import make_control
-from fffconvert.controls.random_routing import randomise, randomly_routed
+from fffconvert.controls.random_routing import randomly_routed
 
 __all__ = [
     "Control",
@@ -15,7 +15,5 @@ __all__ = [
     "dense_layer",
     "frozen_parameters",
     "make_control",
-    "randomise",
     "randomly_routed",
-    "replace_by_dense",
 ]

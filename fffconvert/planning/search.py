@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fffconvert import hub, surgery
-from fffconvert.conversion import Prepared, prepare
+from fffconvert import surgery
+from fffconvert.conversion import Prepared, activations_at, blocks_and_text
 from fffconvert.errors import FFFError
 from fffconvert.figures import figure_class
 from fffconvert.fit import fit_layer, r2, token_weights
@@ -20,11 +20,11 @@ from fffconvert.fit.calibrate import Batch, on_device
 from fffconvert.fit.mean import MeanOutput
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.fit.padding import mask_for, without_padding
+from fffconvert.fit.refine import Pair
 from fffconvert.fit.stream import ActivationStream
 from fffconvert.forward import evaluation, tensors_in
 from fffconvert.location import FFNSite
-from fffconvert.options import ConvertOptions, PlanOptions, values_of, verb
-from fffconvert.options.common import Calibrated
+from fffconvert.options import PlanOptions, verb
 from fffconvert.planning.file import Choice, Curve, Plan, PlannedBlock
 from fffconvert.planning.spec import FFFSpec
 
@@ -53,13 +53,7 @@ def plan(model: nn.Module | str, options: PlanOptions) -> Plan:
     """
     if options.plot is not None:
         figure_class()  # says so before minutes of measuring if there is none
-    own, tokenizer = model, options.tokenizer
-    if isinstance(own, str):
-        loaded = hub.load(own, revision=options.revision, trust_remote_code=options.trust_remote_code)
-        own, tokenizer = loaded.model, tokenizer or loaded.tokenizer
-    shared = {field.name for field in dataclasses.fields(Calibrated)}
-    common = {name: value for name, value in values_of(options).items() if name in shared}
-    prepared = prepare(own, ConvertOptions(**{**common, "tokenizer": tokenizer}, depth=1))
+    own, prepared = blocks_and_text(model, options)
     curves = measure_curves(own, prepared)
     share = options.budget if options.speedup is None else budget_of_speedup(curves, options.speedup)
     chosen = spend(curves, budget=share, max_error=options.max_error)
@@ -89,28 +83,20 @@ def measure_curves(model: nn.Module, prepared: Prepared) -> list[Curve]:
         model: The model; left as it is.
         prepared: Its blocks and text, from `fffconvert.conversion.prepare`.
     """
-    held_out = prepared.held_out
     stream = ActivationStream(model, prepared.sites, prepared.batches)
-    probes = prepared.batches[: min(held_out, PROBE_BATCHES)]
+    probes = prepared.batches[: min(prepared.held_out, PROBE_BATCHES)]
     expected = _outputs(model, probes)
     curves = []
     for site in tqdm(prepared.sites, desc="plan", unit="block", disable=None):
-        inputs = stream.inputs(site)
-        test, train = torch.cat(inputs[:held_out]), torch.cat(inputs[held_out:])
-        block = site.dense().to("cpu", torch.float32)
-        with torch.no_grad():
-            y, y_test = block(train), block(test)
-        found = [
-            _choice(site, prepared.specs[site.name], shape, (train, y), (test, y_test))
-            for shape in _shapes(site)
-        ]
+        _, held_out, fitted = activations_at(stream, site, prepared.held_out)
+        found = [_choice(site, prepared.specs[site.name], shape, fitted, held_out) for shape in _shapes(site)]
         dense = sum(projection.weight.numel() for projection in (*site.up, site.down))
         curves.append(
             Curve(
                 site.name,
                 dense,
                 site.macs_share,
-                _sensitivity(model, site, y.mean(0), probes, expected),
+                _sensitivity(model, site, fitted[1].mean(0), probes, expected),
                 _falling(found),
             )
         )
@@ -225,13 +211,7 @@ def _shapes(site: FFNSite) -> list[dict[str, float]]:
     return [*shapes, *({**whole, "leaf_sparsity": sparsity} for sparsity in SPARSITIES)]
 
 
-def _choice(
-    site: FFNSite,
-    spec: FFFSpec,
-    shape: dict[str, Any],
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-) -> Choice:
+def _choice(site: FFNSite, spec: FFFSpec, shape: dict[str, Any], train: Pair, test: Pair) -> Choice:
     leaves = bool(shape.get("leaf_width"))
     spec = dataclasses.replace(
         spec,

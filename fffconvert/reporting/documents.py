@@ -81,7 +81,7 @@ def read_conversion(folder: Path, label: str | None = None) -> Conversion:
         recipe=_recipe(folder / RECIPE),
         metrics=_document(Metrics, folder / METRICS, "fffconvert convert"),
         training=_training(folder / TRAINING),
-        evaluation=_document(Evaluation, folder / EVALUATION, "fffconvert eval"),
+        evaluation=_document(Evaluation, folder / EVALUATION, "fffconvert evaluate"),
         benchmark=_document(ModelBenchmark, folder / BENCHMARK, "fffconvert bench"),
         sweep=_document(SweepResult, folder / SWEEP, "fffconvert sweep"),
     )

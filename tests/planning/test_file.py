@@ -46,7 +46,7 @@ def test_what_was_written_is_read(tmp_path: Path):
 
 def test_what_is_no_part_of_a_plan_is_refused_with_the_nearest_key(tmp_path: Path):
     (tmp_path / "plan.yaml").write_text("blocks: {x: {depth: 3, tree: 2}}")
-    with pytest.raises(FFFError, match="unknown key blocks.x.tree; did you mean blocks.x.trees"):
+    with pytest.raises(FFFError, match=r"unknown key blocks\.x\.tree; did you mean blocks\.x\.trees"):
         Plan.read(tmp_path / "plan.yaml")
 
 

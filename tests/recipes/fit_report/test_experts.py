@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from fffconvert.fitreport.experts import EXPERT, fit_experts
 from torch import Tensor
 
 from fffconvert.fit import r2
 from fffconvert.fit.neurons import Neurons
+from recipes.experiments.fit_report.experts import EXPERT, fit_experts
 
 WIDTH, HIDDEN = 8, 128
 
