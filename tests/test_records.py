@@ -128,6 +128,11 @@ def test_json_has_no_nan():
     assert math.isnan(read(Inner, json.loads('{"share": NaN}')).share)  # as earlier releases wrote it
 
 
+def test_what_json_cannot_say_is_no_plain_value():
+    with pytest.raises(TypeError, match="object is no plain value"):
+        plain({"a": object()})
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
