@@ -71,7 +71,7 @@ def load(kind: type[Record], path: Path, author: Author = "program") -> Record:
 
 
 def _encoded(value: Any) -> Any:
-    if isinstance(value, Path):
+    if isinstance(value, str | Path):  # torch's version is a kind of text of its own
         return str(value)
     if hasattr(value, "item"):  # a number of numpy's
         return value.item()
