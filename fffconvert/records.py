@@ -71,7 +71,11 @@ def load(kind: type[Record], path: Path, author: Author = "program") -> Record:
 
 
 def _encoded(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)  # numbers of numpy, and paths
+    if isinstance(value, str | Path):  # torch's version is a kind of text of its own
+        return str(value)
+    if hasattr(value, "item"):  # a number of numpy's
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no plain value")
 
 
 def _decoded(kind: type, value: Any) -> Any:

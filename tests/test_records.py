@@ -128,6 +128,18 @@ def test_json_has_no_nan():
     assert math.isnan(read(Inner, json.loads('{"share": NaN}')).share)  # as earlier releases wrote it
 
 
+def test_text_may_be_of_a_class_of_its_own():
+    class Version(str):
+        pass
+
+    assert type(plain({"a": Version("2.13.0")})["a"]) is str
+
+
+def test_what_json_cannot_say_is_no_plain_value():
+    with pytest.raises(TypeError, match="object is no plain value"):
+        plain({"a": object()})
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
