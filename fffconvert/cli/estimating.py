@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,19 +15,11 @@ from fffconvert.cli.app import app
 from fffconvert.cli.running import Output
 from fffconvert.errors import FFFError
 from fffconvert.options import EstimateOptions, values_of
+from fffconvert.options.estimate import Sweep
 from fffconvert.records import plain
 
 if TYPE_CHECKING:
     from fffconvert.estimation import Estimate
-
-
-class Over(str, Enum):
-    """What a sweep has a row for each of; `fffconvert.estimation.sweeps.Sweep`, which needs torch."""
-
-    DEPTH = "depth"
-    CONTEXT = "context"
-    BATCH = "batch"
-    MODEL = "model"
 
 
 @command(app, EstimateOptions)
@@ -53,7 +44,7 @@ def estimate(
         ),
     ] = None,
     sweep: Annotated[
-        Over | None, typer.Option(help="A row for each depth, context, batch, or model.")
+        Sweep | None, typer.Option(help="A row for each depth, context, batch, or model.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the rows of --sweep to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw --sweep to this .png, .svg or .pdf file.")] = None,
@@ -63,7 +54,7 @@ def estimate(
 ) -> None:
     """Say what FFF layers would bring to MODEL: multiply-adds, bytes, memory, seconds. Reads no weights."""
     hardware = options.hardware
-    if not (models or list_names or sweep is Over.MODEL):
+    if not (models or list_names or sweep is Sweep.MODEL):
         raise FFFError("no model was given; give a name of fffconvert estimate --list, a folder, or a hub id")
     if (csv or plot) and not sweep:
         raise FFFError(
@@ -88,7 +79,7 @@ def estimate(
         save_hardware.write_text(json.dumps(plain(found), indent=2), encoding="utf-8")
     chosen = values_of(dataclasses.replace(options, hardware=found))
     if sweep is not None:
-        rows = sweeps.sweep(names, sweeps.Sweep(sweep.value), lambda name: run(name, **chosen))
+        rows = sweeps.sweep(names, sweep, lambda name: run(name, **chosen))
         _sweep(out, rows, sweep, csv, plot)
     elif compare is not None:
         _compare(out, run(names[0], **chosen), compare)
@@ -106,15 +97,15 @@ def _show(out: Output, found: dict[str, Any]) -> None:
     out.show(*(f"- {sentence}" for sentence in found["advice"]))
 
 
-def _sweep(out: Output, rows: list[dict[str, Any]], over: Over, csv: Path | None, plot: Path | None) -> None:
-    from fffconvert.estimation.sweeps import Sweep, write_csv
+def _sweep(out: Output, rows: list[dict[str, Any]], over: Sweep, csv: Path | None, plot: Path | None) -> None:
+    from fffconvert.estimation.sweeps import write_csv
 
     if csv is not None:
         write_csv(rows, csv)
     if plot is not None:
         from fffconvert.estimation.plots import plot as draw
 
-        draw(rows, Sweep(over.value), plot)
+        draw(rows, over, plot)
     out.document({"sweep": over.value, "rows": rows})
     out.show(tables.sweep(rows), *(f"wrote {path}" for path in (csv, plot) if path is not None))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fffconvert.errors import FFFError
-from fffconvert.estimation.sweeps import Sweep
 from fffconvert.figures import figure_class
+from fffconvert.options.estimate import Sweep
 
 AXES = {
     Sweep.DEPTH: ("depth", "depth of the trees"),

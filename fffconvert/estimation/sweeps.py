@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from fffconvert.errors import FFFError
 from fffconvert.estimation import roofline
 from fffconvert.estimation.report import Estimate
+from fffconvert.options.estimate import Sweep
 from fffconvert.planning import MAX_DEPTH
 
 CONTEXTS = tuple(2**k for k in range(5, 18))
@@ -35,15 +35,6 @@ SIZES = (
     "llama-3.1-405b",
 )
 """Models of the sweep over models, where none are named."""
-
-
-class Sweep(str, Enum):
-    """What changes from row to row."""
-
-    DEPTH = "depth"
-    CONTEXT = "context"
-    BATCH = "batch"
-    MODEL = "model"
 
 
 def sweep(models: Sequence[str], over: Sweep, make: Callable[[str], Estimate]) -> list[dict[str, Any]]:

@@ -31,6 +31,15 @@ class Phase(str, Enum):
         return 3 if self is Phase.TRAIN else 1
 
 
+class Sweep(str, Enum):
+    """What changes from row to row of a sweep."""
+
+    DEPTH = "depth"
+    CONTEXT = "context"
+    BATCH = "batch"
+    MODEL = "model"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EstimateOptions(Reading):
     """What is estimated.

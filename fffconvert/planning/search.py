@@ -27,6 +27,8 @@ from fffconvert.location import FFNSite
 from fffconvert.options import PlanOptions, verb
 from fffconvert.planning.file import Choice, Curve, Plan, PlannedBlock
 from fffconvert.planning.spec import FFFSpec
+from fffconvert.records import read
+from fffconvert.store import digest, once
 
 SHARES = (0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75)
 """Active widths that are measured, as shares of the block's."""
@@ -42,6 +44,8 @@ PROBE_BATCHES = 4
 def plan(model: nn.Module | str, options: PlanOptions) -> Plan:
     """Measure what each block of a model needs, and spend a budget of multiply-adds where it helps most.
 
+    What was measured is stored: another budget for the same model and text takes no time.
+
     Args:
         model: Any module, which is left as it is, or the name of a model.
 
@@ -54,7 +58,9 @@ def plan(model: nn.Module | str, options: PlanOptions) -> Plan:
     if options.plot is not None:
         figure_class()  # says so before minutes of measuring if there is none
     own, prepared = blocks_and_text(model, options)
-    curves = measure_curves(own, prepared)
+    key = digest(prepared.specs, own, prepared.batches)
+    measured = once("curves", key, lambda: {"curves": measure_curves(own, prepared)})
+    curves = [read(Curve, curve, "curves", "program") for curve in measured["curves"]]
     share = options.budget if options.speedup is None else budget_of_speedup(curves, options.speedup)
     chosen = spend(curves, budget=share, max_error=options.max_error)
     found = Plan(

@@ -11,8 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fffconvert.cli import app
-from fffconvert.cli.estimating import Over
-from fffconvert.estimation import sweeps
+from fffconvert.options.estimate import Sweep
 
 
 def run(*arguments: object) -> Any:
@@ -68,8 +67,8 @@ def test_the_list_names_models_and_machines_with_their_sources():
     assert "gpt3-175b" in run("--list").stdout
 
 
-@pytest.mark.parametrize("over", list(Over), ids=lambda over: over.value)
-def test_sweeps_write_tables_csv_and_plots(over: Over, tmp_path: Path):
+@pytest.mark.parametrize("over", list(Sweep), ids=lambda over: over.value)
+def test_sweeps_write_tables_csv_and_plots(over: Sweep, tmp_path: Path):
     table, picture = tmp_path / "rows.csv", tmp_path / "rows.png"
     names = ["all-minilm-l6-v2", "gpt2"]
     result = run(
@@ -85,7 +84,7 @@ def test_sweeps_write_tables_csv_and_plots(over: Over, tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     key = {"depth": "depth", "context": "context", "batch": "batch", "model": "model"}[over.value]
     mine = [row[key] for row in rows if row["model"] == "gpt2"]
-    assert len(set(mine)) == len(mine) >= (1 if over is Over.MODEL else 10)
+    assert len(set(mine)) == len(mine) >= (1 if over is Sweep.MODEL else 10)
     assert all(row["model_speedup"] <= row["model_speedup_limit"] for row in rows)
 
 
@@ -102,7 +101,3 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path):
     result = run("gpt2", "--sweep", "depth", "--plot", tmp_path / "x.doc")
     assert result.exit_code == 2
     assert "cannot write" in result.stderr
-
-
-def test_choices_are_those_of_the_library():
-    assert [over.value for over in Over] == [over.value for over in sweeps.Sweep]

@@ -83,7 +83,7 @@ def test_speedup_is_that_of_the_whole_model():
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "conv1x1-1d"])
-def test_measured_plans_convert_the_model(name: str, tmp_path: Path):
+def test_measured_plans_convert_the_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     case = BY_NAME[name]
     model = case.build()
     text = {"calibration": batches(case), "example_inputs": case.inputs()}
@@ -100,6 +100,8 @@ def test_measured_plans_convert_the_model(name: str, tmp_path: Path):
     chosen = spend(curves, budget=0.5)
     plan = fff.plan(model, budget=0.5, output=tmp_path / "plan.yaml", **text)
     assert plan.curves == tuple(curves)
+    monkeypatch.setattr(search, "measure_curves", None)  # another budget needs no second measurement
+    assert fff.plan(model, budget=0.6, **text).curves == plan.curves
     assert Plan.read(tmp_path / "plan.yaml").blocks == plan.blocks
     usual = {"trees": 1, "trunk": 0, "leaf_width": 0, "leaf_sparsity": 0.0}
     assert plan.shapes == {name: {**usual, **choice.shape} for name, choice in chosen.items()}
