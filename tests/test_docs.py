@@ -38,6 +38,7 @@ def test_every_command_and_option_is_explained(path: str, command: Any):
     _, found, section = PAGES.commands().partition(f"\n## {path}\n")
     section = section.partition("\n## ")[0]
     assert found
+    assert command.help
     assert PAGES.plain(command.help) in section
     for parameter in command.params:
         assert parameter.help, parameter.name
