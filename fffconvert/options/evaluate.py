@@ -39,8 +39,10 @@ class EvaluateOptions(Measured):
     """What a model is measured on, and beside what.
 
     Attributes:
-        tasks: What to measure, as in sts-b; sts, probe and glue stand for several. Further: robustness,
-            ablation, routing.
+        tasks: What to measure: sts-b, sts12 to sts16, sick-r (or sts), retrieval, probe-ag-news, probe-imdb,
+            probe-mr, probe-subj, probe-20newsgroups (or probe), cola, sst-2, mrpc, glue-sts-b, qqp, mnli,
+            mnli-mm, qnli, rte, wnli (or glue), mlm, pseudo-perplexity, perplexity, agreement,
+            token-agreement, robustness, ablation, routing.
         teacher: The model before conversion; by default what the folder of a conversion says that it was.
         controls: Models to hold it against, by name: ablated, dense, random-routing or others.
         seeds: Runs of tasks that train; the median counts.

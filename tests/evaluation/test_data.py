@@ -76,7 +76,7 @@ def test_a_cut_off_gzip_file(tmp_path: Path):
 def test_missing_data_says_what_to_do(tmp_path: Path):
     with pytest.raises(FFFError, match="does not exist; give the folder"):
         read_table(TABLE, tmp_path / "none")
-    with pytest.raises(NotThere, match=r"has no glue/x/dev\.jsonl; leave --data-dir out"):
+    with pytest.raises(NotThere, match=r"has no glue/x/dev\.jsonl; leave `data_dir` out"):
         read_table(TABLE, tmp_path)
     with pytest.raises(NotThere, match="not on the hub"):
         read_table(Table(("x",), None, ("a",)), None)
@@ -111,10 +111,11 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch):
 
 def test_texts(tmp_path: Path):
     one = tmp_path / "one.txt"
-    one.write_text(" a\nb\n")
+    one.write_text(" a\nb\n\nc\n")
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"text": "c\nd"}) + "\n")
-    assert read_text([one, rows]) == (" a\nb\n", "c\nd")
+    assert read_text([one, rows]) == ("a b\nc", "c\nd")
+    assert read_text([one], lines=True) == (" a\nb\nc",)
     rows.write_text(json.dumps({"premise": "c", "hypothesis": "d", "body": "e"}) + "\n")
     assert read_text([rows]) == ("c", "d")
     assert read_text([rows], ["body"]) == ("e",)

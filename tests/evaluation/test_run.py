@@ -1,4 +1,4 @@
-"""The whole of `eval`: its document, its cache, its files, and what it refuses."""
+"""The whole of `evaluate`: its document, what it stores, its files, and what it refuses."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from fffconvert.evaluation import TASKS, run
 from fffconvert.evaluation.compare import recovered, retained, row
 from fffconvert.evaluation.metrics import ACCURACY
 from fffconvert.evaluation.results import SECTIONS, write_results
+from fffconvert.options import EvaluateOptions
+from fffconvert.options.fields import descriptions
 
 logging.disable_progress_bar()
 
@@ -126,7 +128,7 @@ def test_bytes_of_a_whole_text(save: Callable[..., Path], data: Path, tmp_path: 
 def test_what_was_measured_is_not_measured_again(
     save: Callable[..., Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    model, options = save("encoder"), {"data_dir": data, "cache": tmp_path / "cache"}
+    model, options = save("encoder"), {"data_dir": data}
     first = fff.evaluate(model, ["sts-b"], **options)
     measured: list[str] = []
     similarity = run.TASKS["sts-b"].measure
@@ -142,7 +144,9 @@ def test_what_was_measured_is_not_measured_again(
     assert measured == ["teacher", "model"]
 
 
-def test_a_deployed_model_is_measured_anew(build: Any, tokenizer: Any, data: Path, tmp_path: Path):
+def test_a_deployed_model_is_measured_anew(
+    build: Any, tokenizer: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Rows in int8 change what an untrained conversion answers; its weights stay the same."""
     model = build("encoder")
     batch = {"input_ids": torch.randint(5, 35, (8, 32))}
@@ -150,7 +154,8 @@ def test_a_deployed_model_is_measured_anew(build: Any, tokenizer: Any, data: Pat
     options = {"tokenizer": tokenizer, "data_dir": data}
 
     def value(cache: str) -> float:
-        return fff.evaluate(model, ["sts-b"], cache=tmp_path / cache, **options)["tasks"]["sts-b"]["value"]
+        monkeypatch.setenv("FFFCONVERT_CACHE", str(tmp_path / cache))
+        return fff.evaluate(model, ["sts-b"], **options)["tasks"]["sts-b"]["value"]
 
     before = value("shared")
     fff.deploy(model, backend="reference", dtype="int8")
@@ -169,8 +174,9 @@ def test_results_are_merged_task_by_task(tmp_path: Path, save: Callable[..., Pat
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(FFFError, match="no file of results"):
         write_results(tmp_path / "other.json", document)
+    (tmp_path / "folder").mkdir()
     before = set(tmp_path.iterdir())
-    assert "cannot write" in one_line(call(model, "--task", "sts-b", *place, "-o", tmp_path / "cache"))
+    assert "cannot write" in one_line(call(model, "--task", "sts-b", *place, "-o", tmp_path / "folder"))
     assert set(tmp_path.iterdir()) == before
 
 
@@ -264,9 +270,8 @@ def test_what_is_unclear_is_said(save: Callable[..., Path], place: list[object])
 
 
 def test_the_help_names_every_task(data: Path, save: Callable[..., Path], place: list[object]):
-    from fffconvert.cli import eval as command
-
-    assert {*TASKS, *SECTIONS} - {"sts13", "sts14", "sts15"} <= set(re.split(r"[ ,()]+", command.TASKS))
+    told = descriptions(EvaluateOptions)["tasks"]
+    assert {*TASKS, *SECTIONS} - {"sts13", "sts14", "sts15"} <= set(re.split(r"[ ,;:().]+", told))
     for path in (data / "text/wikitext2").iterdir():
         path.unlink()
     assert "has no text/wikitext2/wiki.test.raw; name text with --text" in one_line(

@@ -36,7 +36,7 @@ def convert(build: Any) -> Callable[..., Any]:
 
 @pytest.fixture
 def options(tokenizer: Any, data: Path, tmp_path: Path) -> dict[str, Any]:
-    return {"tokenizer": tokenizer, "data_dir": data, "cache": tmp_path / "cache", "limit": 12}
+    return {"tokenizer": tokenizer, "data_dir": data, "limit": 12}
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,6 @@ def test_tables(save: Callable[..., Path], convert: Any, data: Path, tmp_path: P
         folder,
         "--data-dir",
         data,
-        "--cache",
-        tmp_path / "cache",
         "--limit",
         "8",
         "--control",
