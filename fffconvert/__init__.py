@@ -6,7 +6,6 @@ teaches transformers, whenever that is imported, to read converted models.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,70 +13,87 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
-    from fffconvert.convert import convert, restore
-    from fffconvert.deploy import deploy
-    from fffconvert.distill import distill
+    from fffconvert.benchmarks import bench, bench_layer
+    from fffconvert.conversion import activations, convert, restore
+    from fffconvert.deployment import deploy, export
+    from fffconvert.distillation import Recipe, distill
     from fffconvert.errors import FFFError
-    from fffconvert.estimate import estimate
-    from fffconvert.evaluate import evaluate
+    from fffconvert.estimation import estimate
+    from fffconvert.evaluation import evaluate, sweep
     from fffconvert.hub import load
-    from fffconvert.locate import FFNSite, locate
+    from fffconvert.location import FFNSite, Sites, locate
     from fffconvert.native import register_onnxruntime
-    from fffconvert.plan import FFFSpec
-    from fffconvert.report import report
-    from fffconvert.surgery import replace
+    from fffconvert.options import TextSource
+    from fffconvert.planning import FFFSpec, Plan
+    from fffconvert.planning.search import plan
+    from fffconvert.reporting import report
+    from fffconvert.surgery import layers_of, replace
     from fffconvert.tree import FFFLayer
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "FFFError": "errors",
+    "FFFLayer": "tree",
+    "FFFSpec": "planning",
+    "FFNSite": "location",
+    "Plan": "planning",
+    "Recipe": "distillation",
+    "Sites": "location",
+    "TextSource": "options",
+    "activations": "conversion",
+    "bench": "benchmarks",
+    "bench_layer": "benchmarks",
+    "convert": "conversion",
+    "deploy": "deployment",
+    "distill": "distillation",
+    "estimate": "estimation",
+    "evaluate": "evaluation",
+    "export": "deployment",
+    "layers_of": "surgery",
+    "load": "hub",
+    "locate": "location",
+    "plan": "planning.search",
+    "register_onnxruntime": "native",
+    "replace": "surgery",
+    "report": "reporting",
+    "restore": "conversion",
+    "sweep": "evaluation",
+}
 __all__ = [
     "FFFError",
     "FFFLayer",
     "FFFSpec",
     "FFNSite",
+    "Plan",
+    "Recipe",
+    "Sites",
+    "TextSource",
+    "activations",
+    "bench",
+    "bench_layer",
     "convert",
     "deploy",
     "distill",
     "estimate",
     "evaluate",
+    "export",
+    "layers_of",
     "load",
     "locate",
+    "plan",
     "register_onnxruntime",
     "replace",
     "report",
     "restore",
+    "sweep",
 ]
-
-_HOMES = {
-    "FFFError": "fffconvert.errors",
-    "FFFLayer": "fffconvert.tree",
-    "FFFSpec": "fffconvert.plan",
-    "FFNSite": "fffconvert.locate",
-    "convert": "fffconvert.convert",
-    "deploy": "fffconvert.deploy",
-    "distill": "fffconvert.distill",
-    "estimate": "fffconvert.estimate",
-    "evaluate": "fffconvert.evaluate",
-    "load": "fffconvert.hub",
-    "locate": "fffconvert.locate",
-    "register_onnxruntime": "fffconvert.native",
-    "replace": "fffconvert.surgery",
-    "report": "fffconvert.report",
-    "restore": "fffconvert.convert",
-}
-
-
-class _Package(ModuleType):
-    """Lets no submodule take the name of a public function: `locate`, `convert`, `estimate`."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
@@ -94,6 +110,5 @@ def _teach_modeling(module: ModuleType) -> None:
     import_module("fffconvert.hub.hooks").teach(module)
 
 
-sys.modules[__name__].__class__ = _Package
 wrapt.register_post_import_hook(_register_quantizer, "transformers.quantizers.auto")
 wrapt.register_post_import_hook(_teach_modeling, "transformers.modeling_utils")

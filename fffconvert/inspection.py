@@ -6,9 +6,10 @@ from typing import Any
 
 from fffconvert import hub
 from fffconvert.errors import FFFError
-from fffconvert.locate import locate
-from fffconvert.locate.inputs import example_inputs
-from fffconvert.plan import FFFSpec
+from fffconvert.location import locate
+from fffconvert.location.inputs import example_inputs
+from fffconvert.planning import FFFSpec
+from fffconvert.records import read
 from fffconvert.surgery import verify
 
 
@@ -57,19 +58,7 @@ def _layers(stored: dict[str, Any] | None) -> list[dict[str, Any]]:
     if stored is None:
         return []
     specs = {
-        name: FFFSpec.from_dict(values["spec"])
+        name: read(FFFSpec, values["spec"], f"the FFF layer of block {name!r}", "checkpoint")
         for name, values in hub.FFFConfig.from_dict(stored).modules.items()
     }
-    return [
-        {
-            "name": name,
-            "trees": spec.trees,
-            "depth": spec.depth,
-            "trunk": spec.trunk,
-            "leaf_width": spec.leaf_width,
-            "leaf_sparsity": spec.leaf_sparsity,
-            "active_width": spec.active_width,
-            "parameters": spec.parameters,
-        }
-        for name, spec in specs.items()
-    ]
+    return [{"name": name, **spec.stated()} for name, spec in specs.items()]

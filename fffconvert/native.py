@@ -37,5 +37,5 @@ def register_onnxruntime(session_options: Any) -> None:
     """
     path = library_path()
     if path is None:
-        raise FFFError(f"{MISSING}; or export with --format onnx-standard, which any runtime reads")
+        raise FFFError(f"{MISSING}; or export with `format=onnx-standard`, which any runtime reads")
     session_options.register_custom_ops_library(str(path))

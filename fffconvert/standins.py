@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fffconvert.locate import Placement
+from fffconvert.location import Placement
 
 
 class Handover(threading.local):

@@ -1,4 +1,8 @@
-"""What is kept between runs: named by the content that it depends on, and written whole or not at all."""
+"""What is stored between runs: named by the content that it depends on, and written atomically.
+
+Fitted layers of conversions that were stopped, measured results, curves and teachers' outputs lie in one
+folder, by kind and key; `fffconvert cache` lists and clears them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +25,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from fffconvert.errors import FFFError
+from fffconvert.private_names import attention_of
+from fffconvert.records import plain
 from fffconvert.tree import FFFLayer
 
 LENGTH = 32
@@ -53,6 +61,85 @@ def fingerprint(*parts: Any) -> str:
     """
     plain = json.dumps(parts, sort_keys=True, default=_content)
     return hashlib.sha256(plain.encode()).hexdigest()[:LENGTH]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored thing.
+
+    Attributes:
+        kind: "layers", "evaluations" or "curves".
+        path: Its file or folder.
+        bytes: What it takes.
+        modified: When it was written last, in seconds since 1970.
+    """
+
+    kind: str
+    path: Path
+    bytes: int
+    modified: float
+
+
+def root() -> Path:
+    """The folder of all that is stored: $FFFCONVERT_CACHE, or fffconvert in the user's cache folder."""
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("FFFCONVERT_CACHE") or users / "fffconvert")
+
+
+def folder_of(kind: str) -> Path:
+    """Where things of a kind lie."""
+    return root() / kind
+
+
+def entries() -> list[Entry]:
+    """All that is stored, the oldest first."""
+    paths = [path for kind in sorted(root().glob("*")) if kind.is_dir() for path in sorted(kind.iterdir())]
+    found = []
+    for path in paths:
+        files = [file.stat() for file in (path.rglob("*") if path.is_dir() else (path,)) if file.is_file()]
+        modified = max((file.st_mtime for file in files), default=path.stat().st_mtime)
+        found.append(Entry(path.parent.name, path, sum(file.st_size for file in files), modified))
+    return sorted(found, key=lambda entry: entry.modified)
+
+
+def remove(stored: Iterable[Entry]) -> None:
+    """Delete stored things; what needs them later is computed anew."""
+    for entry in stored:
+        if entry.path.is_dir():
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            entry.path.unlink(missing_ok=True)
+
+
+def once(kind: str, key: str, compute: Callable[[], Any]) -> dict[str, Any]:
+    """Values of plain JSON that were computed under a key before, or are computed and stored now.
+
+    Args:
+        kind: Names the folder.
+        key: Of all that they depend on, see `digest`.
+        compute: Computes them.
+    """
+    path = folder_of(kind) / f"{key}.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    value: dict[str, Any] = plain(compute())
+    with written(path) as partial:
+        partial.write_text(json.dumps(value), encoding="utf-8")
+    return value
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document, of records or plain values, as JSON, atomically.
+
+    Raises:
+        FFFError: The file cannot be written.
+    """
+    try:
+        with written(path) as partial:
+            partial.write_text(json.dumps(plain(document), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FFFError(f"cannot write {path}: {error.strerror}; choose another `output`") from error
 
 
 @cache
@@ -133,7 +220,7 @@ def _module(module: nn.Module) -> Any:
     return {
         "class": type(module).__name__,
         "config": {name: value for name, value in values.items() if name not in ORIGINS},
-        "attention": getattr(config, "_attn_implementation", None),
+        "attention": attention_of(config) if isinstance(config, PreTrainedConfig) else None,
         "structure": repr(module),
         "state": {**dict(module.named_buffers()), **module.state_dict()},
         "ways": ways,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fffconvert.errors import FFFError, first_line
 from fffconvert.forward import evaluation, tensors_in
-from fffconvert.locate import FFNSite, Placement, Position, Sites, Skipped
+from fffconvert.location import FFNSite, Placement, Position, Sites, Skipped
 from fffconvert.standins import Bypassed, FirstProjection, Handover, LastProjection, StandIn
 from fffconvert.tree import FFFLayer
 

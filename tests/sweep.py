@@ -46,7 +46,7 @@ def examine(model_type: str) -> Row:
     from zoo.check import check
     from zoo.shrink import tiny_model
 
-    from fffconvert.locate.inputs import example_inputs
+    from fffconvert.location.inputs import example_inputs
 
     start, status, model = time.perf_counter(), "not built", None
     try:

@@ -189,7 +189,7 @@ class TestConvert:
         assert "1x2" in run("inspect", tmp_path / "out").stdout
         assert read.encoder.layer[1].intermediate.dense.layer.fff_leaf_out_weight.shape[:3] == (1, 8, 3)
         refused = run("convert", model, *SMALL, "--leaf-width", 3, "--layer", "paper", "-o", tmp_path / "no")
-        assert "leaf width is 3" in one_line(refused)
+        assert "--leaf-width is 3" in one_line(refused)
 
     def test_a_plan_is_measured_and_converted(self, model: Path, text: Path, tmp_path: Path):
         plan, common = tmp_path / "plan.yaml", ["--tokens", 2000, "--calibration", text, "--json"]
@@ -214,7 +214,7 @@ class TestConvert:
     def test_overwrite_is_asked_for(self, model: Path, text: Path, tmp_path: Path):
         arguments = ("convert", model, *SMALL, "--calibration", text, "-o", tmp_path / "out")
         assert run(*arguments).exit_code == 0
-        assert "exists; choose another -o, or add --overwrite" in one_line(run(*arguments))
+        assert "exists; choose another --output, or add --overwrite" in one_line(run(*arguments))
         assert run(*arguments, "--overwrite").exit_code == 0
 
 
@@ -299,7 +299,7 @@ class TestEndings:
             def fail(*_: object, **__: object) -> None:
                 raise error
 
-            monkeypatch.setattr(importlib.import_module("fffconvert.convert"), "convert_model", fail)
+            monkeypatch.setattr(importlib.import_module("fffconvert.conversion"), "convert_model", fail)
             return run("convert", "model", "--depth", "2", "-o", "out", *flags)
 
         return convert
@@ -334,8 +334,8 @@ class TestEndings:
         ("accelerate", "train", ["distill", "DIR", "--recipe", "recipe.yaml", "-o", "out"]),
         ("accelerate", "train", ["report", "DIR", "--full", "--data-dir", "data", "-o", "out"]),
         ("sklearn", "eval", ["report", "DIR", "--full", "--data-dir", "data", "-o", "out"]),
-        ("accelerate", "eval", ["eval", "DIR", "--task", "rte"]),
-        ("sklearn", "eval", ["eval", "DIR", "--task", "probe"]),
+        ("accelerate", "eval", ["evaluate", "DIR", "--task", "rte"]),
+        ("sklearn", "eval", ["evaluate", "DIR", "--task", "probe"]),
         ("matplotlib", "report", ["report", "DIR"]),
         ("jinja2", "report", ["report", "DIR"]),
     ],
@@ -350,7 +350,7 @@ def test_a_missing_package_is_named_before_any_work(monkeypatch, package: str, e
 
 def test_no_library_draws_bars_where_nobody_looks():
     code = (
-        "from fffconvert.cli.reporting import _quiet; _quiet()\n"
+        "from fffconvert.cli.running import _quiet; _quiet()\n"
         "from tqdm.auto import tqdm; import datasets\n"
         "datasets.Dataset.from_list([{'a': 1}]).map(lambda row: row, desc='rows')\n"
         "list(tqdm(range(3)))"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fffconvert import hub
 from fffconvert.cli import app
 from fffconvert.demo_pairs import PAIRS
-from fffconvert.recipe import Recipe
+from fffconvert.options import ConvertOptions
 
 demo = importlib.import_module("fffconvert.demo")
 needs_package = pytest.mark.skipif(
@@ -52,7 +52,7 @@ def test_the_original_model_agrees_with_the_grades():
 @needs_package
 @pytest.mark.slow
 def test_the_whole_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(demo, "RECIPE", Recipe(depth=3, trunk=128, tokens=12_000))
+    monkeypatch.setattr(demo, "OPTIONS", ConvertOptions(depth=3, trunk=128, tokens=12_000))
     read: dict[str, Tensor] = {}
     measure = demo._in_new_process
     monkeypatch.setattr(
@@ -62,7 +62,7 @@ def test_the_whole_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     report = json.loads(result.stdout)
     assert len(report["blocks"]) == 6
     assert report["similarity"]["original"]["correlation_with_original"] == pytest.approx(1)
-    assert set(report["similarity"]) == {"original", "converted", "deleted"}
+    assert set(report["similarity"]) == {"original", "converted", "ablated"}
     assert report["verdict"] in ("better", "worse", "undecided")
     assert report["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     loaded = hub.load(str(tmp_path / "out"))

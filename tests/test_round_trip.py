@@ -13,9 +13,9 @@ from zoo import ARCHITECTURES
 from zoo.case import run
 
 from fffconvert import hub, surgery
-from fffconvert.locate import locate
-from fffconvert.plan import LayerForm
-from fffconvert.plan.select import plan
+from fffconvert.location import locate
+from fffconvert.planning import LayerForm
+from fffconvert.planning.selection import plan
 from fffconvert.tree import FFFLayer
 
 CASES = [case for case in ARCHITECTURES if case.blocks]

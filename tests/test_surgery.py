@@ -14,8 +14,8 @@ from zoo.check import behaviour, check, difference, differences
 
 from fffconvert import surgery
 from fffconvert.errors import FFFError
-from fffconvert.locate import Placement, Position, Sites, locate
-from fffconvert.plan import FFFSpec
+from fffconvert.location import Placement, Position, Sites, locate
+from fffconvert.planning import FFFSpec
 from fffconvert.standins import LastProjection
 from fffconvert.tree import FFFLayer
 

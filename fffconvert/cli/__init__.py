@@ -1,24 +1,20 @@
-"""The command line. It parses and prints; the work is done by the modules below it.
+"""The command line. It prints; the work is done by the modules before it, and `options` says what they take.
 
 Neither torch nor transformers is imported before a command runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-# Each registers its command.
-from fffconvert.cli import (  # noqa: F401
-    bench,
-    deploy,
-    distill,
-    estimate,
-    eval,
-    export,
-    fit_report,
-    plan,
-    report,
-    sweep,
+# Each registers its commands, in the order in which `--help` lists them.
+from fffconvert.cli import (  # noqa: F401  isort: skip
+    converting,
+    training,
+    measuring,
+    serving,
+    benchmarking,
+    estimating,
 )
-from fffconvert.cli.commands import app
+from fffconvert.cli.app import app
 
 __all__ = ["app", "main"]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from functools import partial
+from itertools import groupby, pairwise
 from typing import Any
 
 from rich.table import Table
 
-from fffconvert.cli.tables import pairs
+from fffconvert.cells import Column
+from fffconvert.cli.tables import pairs, table
 
 Row = Mapping[str, Any]
 LEGEND = (
@@ -27,6 +29,20 @@ CUDA_LEGEND = (
     "batch visits counted once (of a dense block, all weights), inputs and outputs. of card: of what a copy "
     "moves; more than 100 % where rows stay in a cache. error: over the largest output.",
 )
+
+
+def everything(found: Row) -> Iterator[Table | str]:
+    """All that `fffconvert bench-layer` shows people."""
+    yield from (f"warning: {text}" for text in found["warnings"])
+    yield machine(found["machine"])
+    for group in groups(found["rows"]):
+        yield rows(group)
+    yield summary(found["summary"])
+    yield from LEGEND if found["published"] is None else CUDA_LEGEND
+    yield from (*beside_published(found), *skipped(found["rows"]))
+    if not found["settings"]["compile"]:
+        yield "torch.compile was left out (--no-compile): the dense blocks may be faster than shown."
+    yield from (f"not measured: {text}" for text in found["problems"])
 
 
 def machine(values: Row) -> Table:
@@ -74,71 +90,62 @@ def rows(members: Sequence[Row]) -> Table:
     title = (
         f"{one['layer']}, {one['d_model']}x{one['d_hidden']}, {one['mode']}, {one['inputs']} inputs, {where}"
     )
-    columns = ["tokens", "backend", "dtype", "median µs", "20-80 %", "vs block", "vs tree_size", "of bound"]
-    inference = one["mode"] == "inference"
-    if on_cpu:
-        columns += ["same dtype", "warm µs", "faults", "fault cost µs"] if inference else ["vs masked"]
+    columns: dict[str, Column] = {
+        "tokens": "tokens:,",
+        "backend": lambda row: " ".join(part for part in (row["backend"], row["variant"]) if part),
+        "dtype": "dtype",
+        "median µs": lambda row: "skipped" if row["skipped"] else _us(row["median_us"]),
+        "20-80 %": lambda row: "" if row["skipped"] else f"{_us(row['p20_us'])}-{_us(row['p80_us'])}",
+        "vs block": lambda row: _times(row["speedup_vs_block"]),
+        "vs tree_size": lambda row: _times(row["speedup_vs_tree_size"]),
+        "of bound": "share_of_bound:.0%",
+    }
+    if not on_cpu:
+        columns |= {"GB/s": "gb_s:,.0f", "of card": "share_of_bandwidth:.0%"}
+    elif one["mode"] == "inference":
+        columns |= {
+            "same dtype": lambda row: _times(
+                row["speedup_vs_int8_dense"] or row["speedup_vs_bfloat16_dense"]
+            ),
+            "warm µs": lambda row: _us(row["warm_output_us"]),
+            "faults": "page_faults:.0f",
+            "fault cost µs": lambda row: "" if row["skipped"] else _us(row["page_fault_us"]),
+        }
     else:
-        columns += ["GB/s", "of card"]
-    columns += ["error", "left out"]
-    table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("backend", "dtype") else "right", no_wrap=True)
-    before = None
-    for row in members:
-        if before not in (None, row["tokens"]):
-            table.add_section()
-        before = row["tokens"]
-        name = " ".join(part for part in (row["backend"], row["variant"]) if part)
-        if row["skipped"] is not None:
-            table.add_row(f"{row['tokens']:,}", name, row["dtype"], "skipped")
-            continue
-        same = row["speedup_vs_int8_dense"] or row["speedup_vs_bfloat16_dense"]
-        cells = [
-            f"{row['tokens']:,}",
-            name,
-            row["dtype"],
-            _us(row["median_us"]),
-            f"{_us(row['p20_us'])}-{_us(row['p80_us'])}",
-            _times(row["speedup_vs_block"]),
-            _times(row["speedup_vs_tree_size"]),
-            "" if row["share_of_bound"] is None else f"{row['share_of_bound']:.0%}",
-        ]
-        if not on_cpu:
-            cells += [f"{row['gb_s']:,.0f}", f"{row['share_of_bandwidth']:.0%}"]
-        elif inference:
-            faults = f"{row['page_faults']:.0f}"
-            cells += [_times(same), _us(row["warm_output_us"]), faults, _us(row["page_fault_us"])]
-        else:
-            cells.append(_times(row["speedup_vs_masked_dense"]))
-        error, left_out = row["max_error"], row["left_out"]
-        cells += ["" if error is None else f"{error:.0e}", "" if left_out is None else f"{left_out:.1%}"]
-        table.add_row(*cells)
-    return table
+        columns["vs masked"] = lambda row: _times(row["speedup_vs_masked_dense"])
+    columns |= {"error": "max_error:.0e", "left out": "left_out:.1%"}
+    found = table(title, members, columns, left=("backend",))
+    found.padding = (0, 1, 0, 0)
+    for column in found.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
+    for line, (row, after) in zip(found.rows, pairwise(members), strict=False):
+        line.end_section = row["tokens"] != after["tokens"]
+    return found
 
 
 def summary(members: Iterable[Row]) -> Table:
     """Geometric means over the token counts."""
-    table = Table(title="geometric mean over the token counts (smallest)", title_justify="left")
-    columns = ("layer", "inputs", "backend", "dtype", "threads", "vs block", "vs tree_size", "same dtype")
-    for column in (*columns, "vs masked", "bound by counting", "share of it"):
-        left = column in ("inputs", "backend", "dtype")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
-    for row in members:
-        same = "vs_int8_dense" if row["dtype"] == "int8" else "vs_bfloat16_dense"
-        table.add_row(
-            *(str(row[name]) for name in ("layer", "inputs", "backend", "dtype")),
-            "" if row["threads"] is None else str(row["threads"]),
-            *(
-                ""
-                if row[f"geomean_{name}"] is None
-                else f"{_times(row[f'geomean_{name}'])} ({_times(row[f'min_{name}'])})"
-                for name in ("vs_block", "vs_tree_size", same, "vs_masked_dense")
-            ),
-            _times(row["bound_vs_tree_size"]),
-            f"{row['share_of_bound']:.0%}",
-        )
-    return table
+
+    def ratio(name: str, row: Row) -> str:
+        if name == "same":
+            name = "vs_int8_dense" if row["dtype"] == "int8" else "vs_bfloat16_dense"
+        mean, least = row[f"geomean_{name}"], row[f"min_{name}"]
+        return "" if mean is None else f"{_times(mean)} ({_times(least)})"
+
+    columns: dict[str, Column] = {
+        "layer": "layer:",
+        "inputs": "inputs",
+        "backend": "backend",
+        "dtype": "dtype",
+        "threads": "threads:",
+        "vs block": partial(ratio, "vs_block"),
+        "vs tree_size": partial(ratio, "vs_tree_size"),
+        "same dtype": partial(ratio, "same"),
+        "vs masked": partial(ratio, "vs_masked_dense"),
+        "bound by counting": lambda row: _times(row["bound_vs_tree_size"]),
+        "share of it": "share_of_bound:.0%",
+    }
+    return table("geometric mean over the token counts (smallest)", members, columns)
 
 
 def _us(value: float | None) -> str:

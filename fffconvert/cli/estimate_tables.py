@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from fffconvert.cli.tables import pairs
+from fffconvert.cells import Column
+from fffconvert.cli.tables import pairs, shape, table
 
 Row = Mapping[str, Any]
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -19,14 +20,6 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{prefix}"
     return f"{number:.3g}"
-
-
-def columns(title: str, names: Sequence[str], left: Sequence[str]) -> Table:
-    """An empty table; the columns named in `left` are aligned left, the others right."""
-    table = Table(title=title, title_justify="left")
-    for name in names:
-        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
-    return table
 
 
 def headline(found: Row) -> Table:
@@ -64,104 +57,97 @@ def parts(found: Row) -> Table:
     title = (
         f"per token: {work['phase']}, batch {work['batch']:,}, context {work['context']:,}, {found['dtype']}"
     )
-    table = columns(
-        title, ("part", "multiply-adds", "share", "converted", "bytes", "converted bytes"), left=("part",)
-    )
-    macs, after = found["macs_per_token"], found["converted_macs_per_token"]
-    moved, moved_after = found["bytes_per_token"], found["converted_bytes_per_token"]
-    for part in macs:
-        share = macs[part] / macs["total"] if macs["total"] else 0.0
-        numbers = (
-            short(macs[part]),
-            f"{share:.1%}",
-            short(after[part]),
-            short(moved[part]),
-            short(moved_after[part]),
-        )
-        table.add_row(part.replace("_", " "), *numbers)
-    return table
+    macs = found["macs_per_token"]
+    columns: dict[str, Column] = {
+        "part": lambda part: part.replace("_", " "),
+        "multiply-adds": lambda part: short(macs[part]),
+        "share": lambda part: f"{macs[part] / macs['total'] if macs['total'] else 0.0:.1%}",
+        "converted": lambda part: short(found["converted_macs_per_token"][part]),
+        "bytes": lambda part: short(found["bytes_per_token"][part]),
+        "converted bytes": lambda part: short(found["converted_bytes_per_token"][part]),
+    }
+    return table(title, macs, columns, left=("part",))
+
+
+def _ratio(key: str) -> Column:
+    return lambda row: "" if row[key] is None else f"{row[key]:.2f}x"
+
+
+def _timed(rows: Sequence[Row]) -> dict[str, Column]:
+    """What was timed on a machine, if it was."""
+    return {"on the machine": _ratio("roofline_speedup")} if "roofline_speedup" in rows[0] else {}
 
 
 def contexts(rows: Sequence[Row]) -> Table:
     """The gain by context length."""
-    timed = "roofline_speedup" in rows[0]
-    names = ("context", "feedforward", "speed-up", "limit", *(("on the machine",) if timed else ()))
-    table = columns("whole model, by context", names, left=())
-    for row in rows:
-        numbers = [f"{row['context']:,}", f"{row['feedforward_share']:.1%}"]
-        numbers += [f"{row[key]:.2f}x" for key in ("model_speedup", "model_speedup_limit")]
-        table.add_row(*numbers, *([f"{row['roofline_speedup']:.2f}x"] if timed else []))
-    return table
+    columns: dict[str, Column] = {
+        "context": "context:,",
+        "feedforward": "feedforward_share:.1%",
+        "speed-up": _ratio("model_speedup"),
+        "limit": _ratio("model_speedup_limit"),
+        **_timed(rows),
+    }
+    return table("whole model, by context", rows, columns)
 
 
 def times(row: Row) -> Table:
     """Time of one pass on the machine."""
     how = "as measured here" if row["measured"] else "at peak rates: a bound"
-    table = columns(
-        f"one pass on {row['title']} ({how})", ("model", "time", "speed-up", "bound by"), left=("model",)
+    columns: dict[str, Column] = {
+        "model": "model",
+        "time": lambda line: f"{row[line['time']]:,.2f} ms",
+        "speed-up": _ratio("speed-up"),
+        "bound by": "bound:",
+    }
+    keys = ("model", "time", "speed-up", "bound")
+    lines = (
+        ("original", "latency_ms", None, row["bound"]),
+        ("converted", "converted_latency_ms", row["speedup"], row["converted_bound"]),
+        ("blocks cost nothing", "ablated_latency_ms", row["speedup_limit"], None),
     )
-    table.add_row("original", f"{row['latency_ms']:,.2f} ms", "", row["bound"])
-    table.add_row(
-        "converted",
-        f"{row['converted_latency_ms']:,.2f} ms",
-        f"{row['speedup']:.2f}x",
-        row["converted_bound"],
-    )
-    table.add_row(
-        "blocks cost nothing", f"{row['deleted_latency_ms']:,.2f} ms", f"{row['speedup_limit']:.2f}x", ""
-    )
-    return table
+    rows = [dict(zip(keys, line, strict=True)) for line in lines]
+    return table(f"one pass on {row['title']} ({how})", rows, columns)
 
 
 def sweep(rows: Sequence[Row]) -> Table:
     """The rows of a sweep."""
-    names = [
-        "model",
-        "parameters",
-        "context",
-        "batch",
-        "trees",
-        "used",
-        "share",
-        "speed-up",
-        "limit",
-        "storage",
-    ]
-    timed = "roofline_speedup" in rows[0]
-    table = columns("sweep", (*names, *(("on the machine",) if timed else ())), left=("model",))
-    for row in rows:
-        numbers = [
-            row["model"],
-            short(row["parameters"]),
-            f"{row['context']:,}",
-            f"{row['batch']:,}",
-            f"{row['trees']}x{row['depth']}",
-            f"{row['neurons_used']:,}",
-            f"{row['neuron_share']:.3%}",
-            f"{row['model_speedup']:.2f}x",
-            f"{row['model_speedup_limit']:.2f}x",
-            f"{row['storage_growth']:.2f}x",
-        ]
-        table.add_row(*numbers, *([f"{row['roofline_speedup']:.2f}x"] if timed else []))
-    return table
+    columns: dict[str, Column] = {
+        "model": "model",
+        "parameters": lambda row: short(row["parameters"]),
+        "context": "context:,",
+        "batch": "batch:,",
+        "trees": shape,
+        "used": "neurons_used:,",
+        "share": "neuron_share:.3%",
+        "speed-up": _ratio("model_speedup"),
+        "limit": _ratio("model_speedup_limit"),
+        "storage": _ratio("storage_growth"),
+        **_timed(rows),
+    }
+    return table("sweep", rows, columns)
 
 
 def comparison(rows: Sequence[Row]) -> Table:
     """What was estimated and what was measured."""
-    names = ("model", "batch", "length", "estimated", "measured", "from", "to", "error")
-    table = columns("estimate and measurement, in ms", names, left=("model",))
-    for row in rows:
-        times = (f"{row[key]:,.2f}" for key in ("estimated_ms", "median_ms", "p20_ms", "p80_ms"))
-        table.add_row(row["model"], str(row["batch"]), str(row["length"]), *times, f"{row['error']:+.0%}")
-    return table
+    columns: dict[str, Column] = {
+        "model": "model",
+        "batch": "batch:",
+        "length": "length:",
+        "estimated": "estimated_ms:,.2f",
+        "measured": "median_ms:,.2f",
+        "from": "p20_ms:,.2f",
+        "to": "p80_ms:,.2f",
+        "error": "error:+.0%",
+    }
+    return table("estimate and measurement, in ms", rows, columns)
 
 
 def sources(title: str, rows: Sequence[Row]) -> Table:
     """Names with their sources."""
-    table = columns(title, tuple(rows[0]), left=tuple(rows[0]))
-    for row in rows:
-        table.add_row(*(short(value) if isinstance(value, int) else value for value in row.values()))
-    return table
+    columns: dict[str, Column] = {name: name for name in rows[0]}
+    if "parameters" in columns:
+        columns["parameters"] = lambda row: short(row["parameters"])
+    return table(title, rows, columns, left=("parameters",))
 
 
 def _break_even(tokens: int | None) -> str:

@@ -1,21 +1,19 @@
-"""What a conversion is held against: its original with deleted, dense or randomly routed blocks."""
+"""What a conversion is held against: its original with ablated, dense or randomly routed blocks."""
 
 from __future__ import annotations
 
-from fffconvert.controls.deleted import delete_blocks
-from fffconvert.controls.dense import dense_control, dense_layer, replace_by_dense
+from fffconvert.controls.ablated import ablate_blocks
+from fffconvert.controls.dense import dense_control, dense_layer
 from fffconvert.controls.kinds import Control, frozen_parameters
 from fffconvert.controls.make import make_control
-from fffconvert.controls.random_routing import randomise, randomly_routed
+from fffconvert.controls.random_routing import randomly_routed
 
 __all__ = [
     "Control",
-    "delete_blocks",
+    "ablate_blocks",
     "dense_control",
     "dense_layer",
     "frozen_parameters",
     "make_control",
-    "randomise",
     "randomly_routed",
-    "replace_by_dense",
 ]

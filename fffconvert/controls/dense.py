@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
-from fffconvert.controls.replacing import replace_each
-from fffconvert.fit.calibrate import Batch
-from fffconvert.fit.diagnose import outputs
 from fffconvert.fit.leaves import choose_neurons
 from fffconvert.fit.moments import centre, token_weights
-from fffconvert.fit.neurons import Neurons, neurons_of
-from fffconvert.fit.refine import Pair, split_off, train_block
-from fffconvert.locate import FFNSite
-from fffconvert.plan import FFFSpec
+from fffconvert.fit.neurons import Neurons
+from fffconvert.fit.refine import Pair, train_block
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.tree import FFFLayer
 
@@ -111,16 +105,3 @@ def dense_control(
     return control, train_block(
         control, own, held, rate=DENSE_RATE, batch=DENSE_BATCH, passes=passes, seed=seed
     )
-
-
-def replace_by_dense(
-    model: nn.Module, sites: Sequence[FFNSite], batches: Sequence[Batch], width: int, passes: int
-) -> None:
-    """Replace block after block by a dense one of a given width, trained on what it gets."""
-
-    def dense(site: FFNSite, x: Tensor) -> nn.Module:
-        with torch.no_grad():
-            y = outputs(site.dense(), x)
-        return dense_control(*split_off(x, y), width, neurons_of(site).activation, passes=passes)[0]
-
-    replace_each(model, sites, batches, dense)

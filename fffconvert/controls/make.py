@@ -15,18 +15,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fffconvert import hub, surgery
-from fffconvert.controls.deleted import deleted_layer
+from fffconvert.controls.ablated import ablated_layer
 from fffconvert.controls.dense import dense_layer
 from fffconvert.controls.kinds import Control
 from fffconvert.controls.random_routing import randomly_routed
 from fffconvert.controls.replacing import replace_each
-from fffconvert.convert import prepare
+from fffconvert.conversion import prepare
 from fffconvert.errors import FFFError
-from fffconvert.fit import read_corpus
 from fffconvert.fit.neurons import neurons_of
 from fffconvert.hub.output import RECIPE, read_conversion
-from fffconvert.locate import FFNSite
-from fffconvert.recipe import Recipe
+from fffconvert.location import FFNSite
+from fffconvert.options import ConvertOptions, TextSource
 from fffconvert.tree import FFFLayer
 
 TOKENS = 30_000
@@ -51,11 +50,13 @@ def make_control(folder: str | Path, control: Control) -> hub.Loaded:
     if control is Control.ORIGINAL:
         return base
     converted = hub.load(str(folder)).model
-    options = {name: value for name, value in recipe.items() if name in Recipe.__dataclass_fields__}
-    options["tokens"] = min(options.get("tokens", TOKENS), TOKENS)
-    sources, columns = recipe.get("calibration") or [], recipe.get("text_columns") or ()
-    texts = read_corpus(sources, columns) if sources else None
-    prepared = prepare(base.model, Recipe(**options), texts, base.tokenizer)
+    options = ConvertOptions.from_dict(
+        recipe,
+        tokens=min(recipe.get("tokens", TOKENS), TOKENS),
+        calibration=[TextSource(source) for source in recipe.get("calibration") or ()] or None,
+        tokenizer=base.tokenizer,
+    )
+    prepared = prepare(base.model, options)
     layers = surgery.layers_of(converted)
     bar = tqdm(total=len(prepared.sites), desc=control.value, unit="block", disable=None)
 
@@ -85,8 +86,8 @@ def control_layer(site: FFNSite, layer: FFFLayer, control: Control, x: Tensor) -
     if control is Control.RANDOM_ROUTING:
         return randomly_routed(layer, x)
     y = site.dense().to("cpu", torch.float32)(x)
-    if control is Control.DELETED:
-        return deleted_layer(layer.spec, y)
+    if control is Control.ABLATED:
+        return ablated_layer(layer.spec, y)
     return dense_layer(x, y, neurons_of(site), layer.spec.active_width)
 
 

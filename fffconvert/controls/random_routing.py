@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fffconvert.tree import FFFLayer
 
@@ -41,10 +41,3 @@ def _balance(layer: FFFLayer, x: Tensor) -> None:
             middle = order[counts.cumsum(0) - 1 - counts // 2]
             layer.fff_in_bias[tree, visited] = -s[middle]
             node = 2 * node + 1 + (s + layer.fff_in_bias[tree, node] > 0).long()
-
-
-def randomise(model: nn.Module) -> None:
-    """Draw the routing of every FFF layer anew, in place."""
-    for module in model.modules():
-        if isinstance(module, FFFLayer):
-            module.load_state_dict(randomly_routed(module).state_dict())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fffconvert import surgery
 from fffconvert.fit.calibrate import Batch
 from fffconvert.fit.stream import ActivationStream
-from fffconvert.locate import FFNSite
+from fffconvert.location import FFNSite
 
 
 def replace_each(

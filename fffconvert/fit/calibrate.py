@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert.errors import FFFError
-from fffconvert.fit.corpus import default_corpus, rendered
+from fffconvert.fit.corpus import default_corpus, read_texts, rendered
 from fffconvert.fit.held_out import HELD_OUT, split_batches, split_documents
 from fffconvert.fit.length import longest
 from fffconvert.fit.masking import with_masks
 from fffconvert.fit.padding import mask_for, without_padding
 from fffconvert.fit.rows import Row, read_row
 from fffconvert.forward import evaluation, tensors_in
-from fffconvert.locate import FFNSite
-from fffconvert.locate.inputs import keywords
+from fffconvert.location import FFNSite
+from fffconvert.location.inputs import keywords
 
 Batch = Mapping[str, Any]
 TOKENS_PER_BATCH = 4096
@@ -56,6 +56,7 @@ def calibration_of(
     length: int,
     seed: int,
     columns: Sequence[str] = (),
+    lines: bool = False,
 ) -> Calibration:
     """What to calibrate a model on: batches that are given, or text as `text_batches` makes them.
 
@@ -63,13 +64,14 @@ def calibration_of(
 
     Args:
         model: The model; its longest sequence bounds `length`.
-        given: Texts or rows of data; or what forward passes take, each a tensor, a tuple or a mapping of
-            tensors; or None for the English text that comes with Python.
+        given: Texts, rows of data, or files and datasets that hold them; or what forward passes take, each a
+            tensor, a tuple or a mapping of tensors; or None for the English text that comes with Python.
         tokenizer: The model's tokenizer; not needed for batches.
         tokens: How many tokens of text to take.
         length: Longest sequence, in tokens.
         seed: Order of the texts and batches, and which are held out.
         columns: Of rows of data, those that hold text; empty to find them by their usual names.
+        lines: A text of a .txt file is a line.
 
     Raises:
         FFFError: An item is neither, or not of the kind of the others; there is text and no tokenizer, or too
@@ -77,7 +79,10 @@ def calibration_of(
     """
     if isinstance(given, Calibration):
         return given
-    items = default_corpus(CHARACTERS_PER_TOKEN * tokens) if given is None else _items(given)
+    if given is None:
+        items: list[Any] = default_corpus(CHARACTERS_PER_TOKEN * tokens)
+    else:
+        items = read_texts(given, columns, lines)
     kinds = [_kind(item, index) for index, item in enumerate(items)]
     if len(set(kinds)) > 1:
         other = next(index for index, kind in enumerate(kinds) if kind != kinds[0])
@@ -98,7 +103,7 @@ def calibration_of(
         for index, item in enumerate(items)
     ]
     found = text_calibration(
-        texts, tokenizer, tokens=tokens, length=longest(model, tokenizer, length, say=True), seed=seed
+        texts, tokenizer, tokens=tokens, length=longest(model, tokenizer, length, warn=True), seed=seed
     )
     held, fitted = (
         with_decoder_inputs(model, with_masks(model, tokenizer, part, seed + offset))
@@ -130,11 +135,6 @@ def text_calibration(
 
 
 TEXT, BATCH = "text", "what a forward pass takes"
-
-
-def _items(given: Any) -> list[Any]:
-    """What is iterated over, though a single text or batch could be iterated over too."""
-    return [given] if isinstance(given, str | Mapping | Tensor | Row) else list(given)
 
 
 def _kind(item: Any, index: int) -> str:
@@ -295,7 +295,7 @@ def captured_inputs(model: nn.Module, site: FFNSite, batch: Batch) -> Iterator[l
 
 def _unreached(site: FFNSite) -> FFFError:
     return FFFError(
-        f"block {site.name} was never reached by the calibration inputs; leave it out with --exclude"
+        f"block {site.name} was never reached by the calibration inputs; leave it out with `exclude`"
     )
 
 

@@ -11,7 +11,7 @@ import re
 import sysconfig
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from fffconvert.errors import FFFError
 from fffconvert.fit.rows import Row, read_row
+from fffconvert.options import TextSource
 
 _SKIPPED_FOLDERS = {
     "__pycache__",
@@ -69,7 +70,34 @@ def _standard_library(folder: Path) -> tuple[str, ...]:
     return tuple(paragraphs)
 
 
-def read_corpus(sources: Sequence[str | Path], columns: Sequence[str] = ()) -> list[str | Row]:
+def read_texts(given: Any, columns: Sequence[str] = (), lines: bool = False) -> list[Any]:
+    """What is given for text, as a list: files and datasets are read, all else is left as it is.
+
+    Args:
+        given: One thing or many: a `TextSource` or `Path` is read, a text, row or batch taken as it is.
+        columns: Of rows of data, those that hold text; empty to find them by their usual names.
+        lines: A text of a .txt file is a line; else a paragraph.
+
+    Raises:
+        FFFError: As `read_corpus`.
+    """
+    one = isinstance(given, str | Path | Mapping | Row) or hasattr(given, "shape")  # a tensor
+    found: list[Any] = []
+    for item in [given] if one else given:
+        named = isinstance(item, TextSource | Path)
+        found += read_corpus([item], columns, lines=lines) if named else [item]
+    return found
+
+
+def names_of_texts(given: Any) -> list[str]:
+    """The names of files and datasets in what is given for text."""
+    one = isinstance(given, str | Path | Mapping | Row) or hasattr(given, "shape")
+    return [str(item) for item in ([given] if one else given or ()) if isinstance(item, TextSource | Path)]
+
+
+def read_corpus(
+    sources: Sequence[str | Path], columns: Sequence[str] = (), *, lines: bool = False
+) -> list[str | Row]:
     """Read calibration texts in the order given.
 
     Args:
@@ -77,6 +105,7 @@ def read_corpus(sources: Sequence[str | Path], columns: Sequence[str] = ()) -> l
             also as `.gz`; anything else is taken for a dataset's name, NAME or NAME:CONFIG, of which the
             first 20,000 rows are read.
         columns: Of rows, the fields that hold text; empty to find them by their usual names.
+        lines: A text of a .txt file is a line.
 
     Returns:
         Texts, and rows that hold other than one plain text.
@@ -88,7 +117,7 @@ def read_corpus(sources: Sequence[str | Path], columns: Sequence[str] = ()) -> l
     for source in sources:
         path = Path(source)
         is_file = path.exists() or path.is_absolute() or path.suffix in _SUFFIXES
-        found = _read_file(path, columns) if is_file else _read_dataset(str(source), columns)
+        found = _read_file(path, columns, lines) if is_file else _read_dataset(str(source), columns)
         if not found:
             raise FFFError(f"calibration source {source} is empty; expected text")
         texts += found
@@ -150,7 +179,7 @@ def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
         characters -= len(text)
 
 
-def _read_file(path: Path, columns: Sequence[str]) -> Sequence[str | Row]:
+def _read_file(path: Path, columns: Sequence[str], lines: bool) -> Sequence[str | Row]:
     if not path.exists():
         raise FFFError(f"calibration file {path} does not exist; name a .txt or .jsonl file")
     if not path.is_file():
@@ -161,7 +190,9 @@ def _read_file(path: Path, columns: Sequence[str]) -> Sequence[str | Row]:
             f"calibration file {path} is of another kind; expected .txt or .jsonl, or either as .gz"
         )
     text = read_utf8(path, "calibration file")
-    return list(_paragraphs(text)) if kind == ".txt" else read_lines(path, text, columns)
+    if kind == ".txt":
+        return _not_blank(text.splitlines()) if lines else list(_paragraphs(text))
+    return read_lines(path, text, columns)
 
 
 def read_utf8(path: Path, what: str) -> str:

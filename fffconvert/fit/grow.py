@@ -13,7 +13,7 @@ from torch import Tensor
 from fffconvert.fit.joint import refit_outputs
 from fffconvert.fit.moments import second_moment
 from fffconvert.fit.split import turn
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime.activations import ACTIVATIONS
 
 LEAST_TOKENS = 4

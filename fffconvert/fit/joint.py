@@ -18,7 +18,7 @@ from torch import Tensor
 from fffconvert.runtime.activations import ACTIVATIONS
 
 if TYPE_CHECKING:
-    from fffconvert.plan import FFFSpec
+    from fffconvert.planning import FFFSpec
 
 PRIOR_TOKENS = (10.0, 30.0, 100.0, 300.0)
 """Ridges to choose from, towards what growth found, in tokens of each row's own mean energy."""

@@ -12,7 +12,7 @@ from fffconvert.fit.leaves import Leaf, LeafFit
 from fffconvert.fit.moments import Principal, centre, token_weights
 from fffconvert.fit.neurons import Neurons
 from fffconvert.fit.trunk import fit_trunk
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.tree import FFFLayer
 
 
@@ -68,10 +68,10 @@ def fit_layer(x: Tensor, y: Tensor, spec: FFFSpec, neurons: Neurons | None = Non
             state["fff_out_weight"][t] = state["fff_leaf_constant"][t] = 0
             residual.copy_(y[at] - mean)
         for filled, tokens in tqdm(tree.ends, desc="leaves", leave=False, disable=None):
-            own = x[at[tokens]]
-            leaf = leaves.fit(own, z[tokens], residual[tokens], weight[tokens], whole=whole)
+            some = tokens if tokens.start < tokens.stop else slice(None)  # no token came: as for all
+            leaf = leaves.fit(x[at[some]], z[some], residual[some], weight[some], whole=whole)
             _put(state, t, filled, leaf)
-            residual[tokens] -= leaf(own)
+            residual[tokens] -= leaf(x[at[tokens]])
     return layer
 
 

@@ -32,17 +32,17 @@ def positions(model: nn.Module) -> int:
     return limit - max(taken, default=0)
 
 
-def longest(model: nn.Module, tokenizer: Any, wanted: int, *, say: bool = False) -> int:
+def longest(model: nn.Module, tokenizer: Any, wanted: int, *, warn: bool = False) -> int:
     """The longest sequence, up to a wanted number of tokens, that a model and its tokenizer take.
 
     Args:
         model: Any model.
         tokenizer: Its tokenizer; None for none.
         wanted: Tokens.
-        say: Warn where it is less than wanted.
+        warn: Warn where it is less than wanted.
     """
     most = min(positions(model), int(getattr(tokenizer, "model_max_length", UNLIMITED)))
-    if say and most < wanted:
+    if warn and most < wanted:
         warnings.warn(
             f"length {wanted} is more than {type(model).__name__} takes; it goes on with {most} tokens",
             stacklevel=3,

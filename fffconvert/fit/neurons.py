@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fffconvert.errors import FFFError
-from fffconvert.locate import FFNSite
+from fffconvert.location import FFNSite
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.weights import skip_small
 
@@ -101,7 +101,7 @@ def neurons_of(site: FFNSite) -> Neurons:
                     return neurons
     raise FFFError(
         f"block {site.name} has a hidden layer that is more than activation(linear) [x linear], so leaf "
-        "blocks cannot take over its neurons; convert it with leaf width 0, or leave it out with --exclude"
+        "blocks cannot take over its neurons; convert it with leaf width 0, or leave it out with `exclude`"
     )
 
 

@@ -113,7 +113,7 @@ def text_columns(row: Any, place: str, columns: Sequence[str] = ()) -> tuple[str
     if columns:
         for name in columns:
             if name not in row:
-                raise FFFError(f"{place} holds {found}; expected {name}, which --text-column names")
+                raise FFFError(f"{place} holds {found}; expected {name}, which `text_columns` names")
         return tuple(columns)
     if isinstance(row.get(TEXT), str):
         return (TEXT,)
@@ -127,10 +127,10 @@ def text_columns(row: Any, place: str, columns: Sequence[str] = ()) -> tuple[str
         return best[0]
     if best:
         which = " or ".join("+".join(family) for family in best)
-        raise FFFError(f"{place} could be read by {which}; name the column with --text-column")
+        raise FFFError(f"{place} could be read by {which}; name the column with `text_columns`")
     raise FFFError(
         f"{place} holds {found}; expected text (or messages, content, sentence, premise and "
-        "hypothesis, query and positive, or the like), a string; name another with --text-column"
+        "hypothesis, query and positive, or the like), a string; name another with `text_columns`"
     )
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from fffconvert.errors import FFFError
 from fffconvert.fit.calibrate import Batch, Reached, block_inputs, captured_inputs, on_device
 from fffconvert.forward import evaluation
-from fffconvert.locate import FFNSite
+from fffconvert.location import FFNSite
 
 MEMORY = 4 << 30
 """Bytes of hidden states that are held in memory; more go to a temporary file."""

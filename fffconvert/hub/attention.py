@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fffconvert.hub.hooks import BFLOAT16_ATTENTION
+from fffconvert.private_names import attention_of, can_set_attention
 
 PLAIN = "sdpa"
 SHORT = 64
@@ -53,9 +54,9 @@ def _half(mask: Tensor | None) -> Tensor | None:
 
 def use_bfloat16_attention(model: nn.Module) -> bool:
     """Have a model of transformers attend in bfloat16; tells whether it can. Others are left as they are."""
-    if not isinstance(model, PreTrainedModel) or model.config._attn_implementation != PLAIN:
+    if not isinstance(model, PreTrainedModel) or attention_of(model.config) != PLAIN:
         return False
-    if not model._can_set_attn_implementation():
+    if not can_set_attention(model):
         return False
     model.set_attn_implementation(BFLOAT16_ATTENTION)
-    return bool(model.config._attn_implementation == BFLOAT16_ATTENTION)
+    return bool(attention_of(model.config) == BFLOAT16_ATTENTION)

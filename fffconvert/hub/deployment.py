@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from fffconvert.errors import FFFError
 from fffconvert.hub.attention import use_bfloat16_attention
+from fffconvert.options.deploy import TARGETS
 from fffconvert.runtime import Inference, Scales
 from fffconvert.runtime.heap import keep_freed_memory
 from fffconvert.runtime.int8_linear import Int8Linear, Int8Part, Together, int8_trunk
@@ -18,7 +18,6 @@ from fffconvert.runtime.rows import ROW_DTYPES
 from fffconvert.surgery import layers_of, names_of
 from fffconvert.tree import FFFLayer
 
-TARGETS = ("cpu", "cuda")
 ATTENTION = ("float32", "bfloat16")
 
 
@@ -29,7 +28,7 @@ class Deployment:
     Attributes:
         target: "cpu" or "cuda".
         rows: Type of the stored rows of each FFF layer, by the layer's name.
-        int8_linears: Names of the linear maps that compute in int8.
+        int8_linears: Names of the linear layers that compute in int8.
         int8_trunks: Names of the FFF layers whose trunks do.
         int8_groups: Names of maps among them that have the same input, and are computed in one product.
         attention: Type in which attention's dot products are computed: "bfloat16", or "float32" as stored.
@@ -42,41 +41,12 @@ class Deployment:
     int8_groups: tuple[tuple[str, ...], ...] = ()
     attention: str = "float32"
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values, for a config."""
-        return {
-            "target": self.target,
-            "rows": dict(self.rows),
-            "int8_linears": list(self.int8_linears),
-            "int8_trunks": list(self.int8_trunks),
-            "int8_groups": [list(names) for names in self.int8_groups],
-            "attention": self.attention,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Any) -> Deployment:
-        """Read the stored form.
-
-        Raises:
-            FFFError: It is malformed.
-        """
-        malformed = "the deployment in the config is malformed; deploy the model again"
-        if not isinstance(values, dict) or values.get("target") not in TARGETS:
-            raise FFFError(malformed)
-        groups = values.get("int8_groups", [])
-        rows, lists = values.get("rows"), [values.get(key, []) for key in ("int8_linears", "int8_trunks")]
-        if not isinstance(rows, dict) or not all(isinstance(names, list) for names in (*lists, groups)):
-            raise FFFError(malformed)
-        if not all(isinstance(names, list) for names in groups):
-            raise FFFError(malformed)
-        if any(dtype not in ROW_DTYPES for dtype in rows.values()):
-            raise FFFError(f"{malformed}: row types are {', '.join(map(str, rows.values()))}")
-        attention = values.get("attention", "float32")
-        if attention not in ATTENTION:
-            raise FFFError(f"{malformed}: attention is {attention!r}")
-        linears, trunks = (tuple(map(str, names)) for names in lists)
-        joined = tuple(tuple(map(str, names)) for names in groups)
-        return cls(values["target"], rows, linears, trunks, joined, attention)
+    def __post_init__(self) -> None:
+        checked = [("row type", dtype, tuple(ROW_DTYPES)) for dtype in self.rows.values()]
+        checked += [("target", self.target, TARGETS), ("attention", self.attention, ATTENTION)]
+        for name, value, known in checked:
+            if value not in known:
+                raise FFFError(f"{name} is {value!r}; expected one of {', '.join(known)}")
 
 
 def apply(model: nn.Module, deployment: Deployment) -> None:
@@ -94,7 +64,8 @@ def apply(model: nn.Module, deployment: Deployment) -> None:
         layers[found].inference = Inference("auto", ROW_DTYPES[dtype] if dtype == "int8" else None)
     if not on_cpu and (deployment.int8_linears or deployment.int8_trunks):
         warnings.warn(
-            "int8 linear maps are computed on the CPU alone; on this device they stay as stored", stacklevel=2
+            "int8 linear layers are computed on the CPU alone; on this device they stay as stored",
+            stacklevel=2,
         )
     if on_cpu:
         keep_freed_memory()
@@ -121,7 +92,7 @@ def _halve_rows(layer: FFFLayer) -> None:
 
 
 def put_int8(model: nn.Module, name: str) -> None:
-    """Replace one linear map, wherever the model has it, by its int8 form."""
+    """Replace one linear layer, wherever the model has it, by its int8 form."""
     module = model.get_submodule(name)
     made = Int8Linear.like(module)
     if made is None:

@@ -1,4 +1,4 @@
-"""Writes a converted model's folder so that it is whole or not there, whenever the process dies.
+"""Writes a converted model's folder atomically: whole or absent, whenever the process dies.
 
 Reads back the recipe in it.
 """
@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 
 from fffconvert.errors import FFFError, first_line
 from fffconvert.hub.card import CARD, model_card
+from fffconvert.hub.metrics import Metrics
+from fffconvert.records import plain
 
 RECIPE = "fffconvert.yaml"
 METRICS = "metrics.json"
@@ -34,7 +36,7 @@ def save(
     output: str | Path,
     *,
     recipe: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    metrics: Metrics,
     files: Sequence[Path] = (),
     overwrite: bool = False,
     original: Path | None = None,
@@ -48,9 +50,9 @@ def save(
         tokenizer: The model's tokenizer, if it has one.
         output: The folder to write.
         recipe: How the model was made, in plain values: `fffconvert.yaml`.
-        metrics: What was measured, in plain values: `metrics.json`.
+        metrics: What was measured: `metrics.json`.
         files: Further files and folders to copy into it.
-        overwrite: Replace an earlier output; it is there until the new one is whole.
+        overwrite: Replace an earlier output; it is there until the new one is complete.
         original: Folder of the model that was converted; how sentence-transformers is to use it goes along.
 
     Returns:
@@ -68,7 +70,7 @@ def save(
             _copy_sentence_transformers(original, partial)
         (partial / CARD).write_text(model_card(recipe, metrics), encoding="utf-8")
         (partial / RECIPE).write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
-        (partial / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (partial / METRICS).write_text(json.dumps(plain(metrics), indent=2) + "\n", encoding="utf-8")
         for path in files:
             if path.is_dir():
                 shutil.copytree(path, partial / path.name)
@@ -109,12 +111,12 @@ def _copy_sentence_transformers(original: Path, output: Path) -> None:
 
 @contextmanager
 def writing(output: str | Path, needed: int, *, overwrite: bool) -> Iterator[Path]:
-    """Write a folder that is whole or not there: the body fills a sibling, which then takes its place.
+    """Write a folder atomically: the body fills a sibling, which then takes its place.
 
     Args:
         output: The folder to write.
         needed: Bytes that it will take.
-        overwrite: Replace an earlier output; it is there until the new one is whole.
+        overwrite: Replace an earlier output; it is there until the new one is complete.
 
     Yields:
         The folder to fill.
@@ -130,7 +132,7 @@ def writing(output: str | Path, needed: int, *, overwrite: bool) -> Iterator[Pat
         if free < needed:
             raise FFFError(
                 f"{output.parent} has {free >> 20} MiB free, the model takes {needed >> 20} MiB; "
-                "free some space or choose another -o"
+                "free some space or choose another `output`"
             )
         try:
             yield partial
@@ -153,9 +155,11 @@ def check_output(output: str | Path, *, overwrite: bool) -> Path:
         if not output.exists():
             return output
         if not overwrite:
-            raise FFFError(f"output folder {output} exists; choose another -o, or add --overwrite")
+            raise FFFError(f"output folder {output} exists; choose another `output`, or add `overwrite=True`")
         if not (output / RECIPE).is_file():
-            raise FFFError(f"{output} holds no {RECIPE}, so --overwrite leaves it alone; choose another -o")
+            raise FFFError(
+                f"{output} holds no {RECIPE}, so `overwrite` leaves it alone; choose another `output`"
+            )
     return output
 
 
@@ -214,4 +218,6 @@ def _one_line(output: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise FFFError(f"cannot write {output}: {reason}; free some space or choose another -o") from error
+        raise FFFError(
+            f"cannot write {output}: {reason}; free some space or choose another `output`"
+        ) from error

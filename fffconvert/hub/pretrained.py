@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 
 from fffconvert.errors import FFFError, first_line
 from fffconvert.hub.source import FORMS, WEIGHTS, Source, resolve
+from fffconvert.private_names import build_from_config
 
 _UNREADABLE = (
     AttributeError,
@@ -146,9 +147,8 @@ def load_random(
     with _one_line(name):
         config = read_config(source, trust_remote_code)
         cls, options = _model_class(config, source, trust_remote_code)
-        build = cls.from_config if hasattr(cls, "from_config") else cls._from_config
         with torch.device(device):
-            model = build(config, dtype=torch.float32, **options)
+            model = build_from_config(cls, config, dtype=torch.float32, **options)
     return Loaded(model.eval(), None, source)
 
 
@@ -192,7 +192,9 @@ def read_config(source: Source, trust_remote_code: bool = False) -> PreTrainedCo
             if model_type in folder:
                 return CONFIG_MAPPING[model_type].from_pretrained(source.location, **place)
     if not trust_remote_code and values.get("model_type") not in CONFIG_MAPPING and "auto_map" in values:
-        raise FFFError(f"{source.name} brings its own code; read it, and trust it with --trust-remote-code")
+        raise FFFError(
+            f"{source.name} brings its own code; read it, and trust it with `trust_remote_code=True`"
+        )
     return AutoConfig.from_pretrained(source.location, trust_remote_code=trust_remote_code, **place)
 
 

@@ -19,6 +19,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fffconvert import __version__
 from fffconvert.errors import FFFError
+from fffconvert.private_names import ignore_unexpected
 
 if TYPE_CHECKING:
     import torch
@@ -112,10 +113,7 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
         self.quantization_config.modules = plan
         prefix = f"{model.base_model_prefix}."
         guards = {re.escape(layer["dense_weight"].removeprefix(prefix)) + "$" for layer in plan.values()}
-        model._keys_to_ignore_on_load_unexpected = {
-            *(model._keys_to_ignore_on_load_unexpected or ()),
-            *guards,
-        }
+        ignore_unexpected(model, guards)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         """Make the model one to work with.
@@ -132,8 +130,10 @@ class FFFQuantizer(HfQuantizer):  # type: ignore[misc]
                 parameter.data = parameter.data.clone()
         if self.quantization_config.deployment is not None:
             from fffconvert.hub.deployment import Deployment, apply
+            from fffconvert.records import read
 
-            apply(model, Deployment.from_dict(self.quantization_config.deployment))
+            stored = self.quantization_config.deployment
+            apply(model, read(Deployment, stored, "the deployment in the config", "checkpoint"))
 
     def is_serializable(self) -> bool:
         """Converted models can be saved."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from fffconvert.errors import FFFError
-from fffconvert.locate import Placement, Position
-from fffconvert.plan import FFFSpec
+from fffconvert.location import Placement, Position
+from fffconvert.planning import FFFSpec
+from fffconvert.records import plain, read
 from fffconvert.surgery import install
 from fffconvert.tree import FFFLayer
-
-_KEYS = ("placement", "spec", "dense_weight")
 
 
 @dataclass(frozen=True)
@@ -36,34 +34,6 @@ class SavedLayer:
     placement: Placement
     spec: FFFSpec
     dense_weight: str
-
-    @classmethod
-    def from_dict(cls, name: str, values: Any) -> SavedLayer:
-        """Read a stored layer.
-
-        Raises:
-            FFFError: Something is missing, of the wrong type or out of range.
-        """
-        if not isinstance(values, dict) or not all(isinstance(values.get(key), dict) for key in _KEYS[:2]):
-            raise FFFError(f"the plan of block {name!r} lacks its placement or spec; convert the model again")
-        if not isinstance(values.get("dense_weight"), str):
-            raise FFFError(f"the plan of block {name!r} lacks its dense_weight; convert the model again")
-        unknown = sorted(set(values) - set(_KEYS))
-        if unknown:
-            warnings.warn(f"ignored unknown keys of block {name!r}: {', '.join(unknown)}", stacklevel=2)
-        try:
-            placement, spec = Placement.from_dict(values["placement"]), FFFSpec.from_dict(values["spec"])
-        except FFFError as error:
-            raise FFFError(f"block {name!r}: {error}") from None
-        return cls(placement, spec, values["dense_weight"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The layer as plain values."""
-        return {
-            "placement": self.placement.to_dict(),
-            "spec": self.spec.to_dict(),
-            "dense_weight": self.dense_weight,
-        }
 
     def renamed(self, rename: Callable[[str], str]) -> SavedLayer:
         """The same layer where the names of modules are others."""
@@ -103,7 +73,10 @@ def install_plan(
     Raises:
         FFFError: The plan is malformed, or fits the model or the checkpoint's tensors not.
     """
-    saved = {name: SavedLayer.from_dict(name, values) for name, values in modules.items()}
+    saved = {
+        name: read(SavedLayer, values, f"the FFF plan of block {name!r}", "checkpoint")
+        for name, values in modules.items()
+    }
     plan = _rebased(model, saved)
     _check_disjoint(plan)
     for name, layer in plan.items():
@@ -112,7 +85,8 @@ def install_plan(
     if checkpoint_files is not None:
         _check_stored(layers, checkpoint_files)
     install(model, {name: (plan[name].placement, layer) for name, layer in layers.items()})
-    return {name: layer.to_dict() for name, layer in plan.items()}
+    stored: dict[str, dict[str, Any]] = plain(plan)
+    return stored
 
 
 def _rebased(model: PreTrainedModel, saved: dict[str, SavedLayer]) -> dict[str, SavedLayer]:

@@ -20,6 +20,8 @@ from fffconvert.errors import FFFError
 from fffconvert.hub import hooks
 from fffconvert.hub.quantizer import FFFConfig
 from fffconvert.hub.saved_plan import SavedLayer
+from fffconvert.private_names import holds_adapter
+from fffconvert.records import plain
 from fffconvert.surgery import layers_of
 from fffconvert.tree import FFFLayer
 
@@ -39,7 +41,7 @@ def mark_converted(model: PreTrainedModel, base_model: str | None = None) -> Non
     Raises:
         FFFError: A module stands in a block's place that could not be rebuilt from a config.
     """
-    modules = {name: layer.to_dict() for name, layer in plan_of(model).items()}
+    modules = plain(plan_of(model))
     earlier = _noted(model)
     if not modules:
         if isinstance(getattr(model.config, "quantization_config", None), FFFConfig):
@@ -93,7 +95,7 @@ def save_with_layers(
     without fffconvert finds a weight of the wrong shape and stops, where it would else go on with random
     blocks.
     """
-    if getattr(model, "_hf_peft_config_loaded", False):  # writes the adapter alone
+    if holds_adapter(model):  # writes the adapter alone
         return save(*args, **kwargs)
     mark_converted(model)
     note = getattr(model.config, "quantization_config", None)

@@ -71,7 +71,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
     else:
         return Source(name, name, revision=revision)
     if revision is not None:
-        raise FFFError(f"--revision {revision} was given, but {name} is no hub id; leave the revision out")
+        raise FFFError(f"`revision={revision}` was given, but {name} is no hub id; leave the revision out")
     return source
 
 

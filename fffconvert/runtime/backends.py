@@ -1,73 +1,32 @@
-"""Which implementations of the op can run here, and on what machine."""
+"""The registry of the ops' implementations; another one is a module like `Backend`, and its place here."""
 
 from __future__ import annotations
 
-import os
-import platform
-from dataclasses import dataclass
-from pathlib import Path
+from torch import Tensor
 
-import torch
+from fffconvert.runtime import cpu, cuda, reference
+from fffconvert.runtime.backend import Backend, Operation
+from fffconvert.runtime.weights import Weights
 
-from fffconvert.runtime import cpu as native
-from fffconvert.runtime import cupy_status
-from fffconvert.runtime.backend import Backend
-
-FEATURES = (
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_bf16",
-    "amx_int8",
-    "sve",
-    "bf16",
-)
-"""CPU features that kernels may use, as /proc/cpuinfo spells them (the last two on Arm)."""
+BACKENDS: tuple[Backend, ...] = (reference, cpu, cuda)
+"""Of those that can compute something, the last one does."""
 
 
-@dataclass(frozen=True)
-class Cpu:
-    """The machine's processor.
-
-    Attributes:
-        model: Its name.
-        cores: Logical cores.
-        threads: Threads that torch uses.
-        capability: The instruction set that torch's own kernels use.
-        features: Those of `FEATURES` that it has.
-    """
-
-    model: str
-    cores: int
-    threads: int
-    capability: str
-    features: tuple[str, ...]
+def on_device(device: str) -> dict[str, Backend]:
+    """Those for a type of device by name, whether they can run here or not; the best one last."""
+    return {found.NAME: found for found in BACKENDS if found.SUPPORT.device in (None, device)}
 
 
-def backends() -> list[Backend]:
-    """All backends that this release knows."""
-    return [
-        Backend("reference", True, "plain torch, on any device"),
-        native.status(),
-        cupy_status.status(),
-    ]
+def named(name: str) -> Backend | None:
+    """The one of this name."""
+    return next((found for found in BACKENDS if found.NAME == name), None)
 
 
-def cpu() -> Cpu:
-    """Describe the processor, from /proc/cpuinfo where there is one."""
-    fields: dict[str, str] = {}
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = f"{fields.get('flags', '')} {fields.get('Features', '')}".split()
-    return Cpu(
-        model=fields.get("model name") or platform.processor() or platform.machine(),
-        cores=os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
-        capability=torch.backends.cpu.get_cpu_capability(),
-        features=tuple(feature for feature in FEATURES if feature in flags),
-    )
+def choose(operation: Operation, x: Tensor, weights: Weights, bias: Tensor | None = None) -> Backend:
+    """The one that computes this if nobody insists on another; arguments as of `Backend.why_not`."""
+    device = x.device.type
+    for found in reversed(BACKENDS):
+        # The device is asked first, because reasons take time to word.
+        if found.SUPPORT.device in (None, device) and found.why_not(operation, x, weights, bias) is None:
+            return found
+    return reference

@@ -1,7 +1,6 @@
-"""The native CPU kernels, called through ctypes with data pointers: the ops' implementation on CPU tensors.
+"""The ops on CPUs, by native kernels that are called through ctypes with data pointers.
 
-What the kernels do not take (float64 and float16, no library, gradients of leaf blocks or of rows that are
-not float32) plain torch computes, as the reference does.
+Gradients of leaf blocks are plain torch's.
 """
 
 from __future__ import annotations
@@ -13,33 +12,25 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fffconvert.errors import FFFError
 from fffconvert.native import MISSING, library_path
-from fffconvert.runtime import reference
 from fffconvert.runtime.activations import ACTIVATIONS
-from fffconvert.runtime.backend import Backend
+from fffconvert.runtime.backend import Operation, Passed, Status, Support
 from fffconvert.runtime.leaves import leaf_backward
-from fffconvert.runtime.ops import (
-    check_arguments,
-    check_backward_arguments,
-    check_inference_arguments,
-    shapes,
-    split_inference_arguments,
-)
-from fffconvert.runtime.registration import kernel
 from fffconvert.runtime.weights import VECTORS, Scales, Weights
 
+NAME = "cpu"
 INSTRUCTION_SET = "FFFCONVERT_INSTRUCTION_SET"
 """Environment variable that forces one of the library's instruction sets."""
 
 _ROW_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 IO_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Types of inputs that the kernels take."""
+SUPPORT = Support("cpu", tuple(IO_TYPES), tuple(_ROW_TYPES))
 _TREES = Weights._fields[: Weights._fields.index("leaf_in_weight")]
 """The weights that belong to the trees; the others belong to the leaf blocks."""
 _GRADIENTS = ("x", *_TREES)
@@ -56,16 +47,7 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("trees", "depth", "branches", "leaf_width", "d_in", "d_out")),
         ("activation", ctypes.c_int64),
         ("row_type", ctypes.c_int64),
-        ("in_weight", _Rows),
-        ("in_bias", ctypes.c_void_p),
-        ("out_weight", _Rows),
-        ("leaf_constant", _Rows),
-        ("leaf_in_weight", _Rows),
-        ("leaf_in_bias", ctypes.c_void_p),
-        ("leaf_gate_weight", _Rows),
-        ("leaf_gate_bias", ctypes.c_void_p),
-        ("leaf_out_weight", _Rows),
-        ("leaf_threshold", ctypes.c_void_p),
+        *((name, ctypes.c_void_p if name in VECTORS else _Rows) for name in Weights._fields),
         ("bias", ctypes.c_void_p),
     ]
 
@@ -113,14 +95,12 @@ def instruction_set() -> str | None:
     return None if lib is None else str(lib.fff_instruction_set().decode())
 
 
-def status() -> Backend:
-    """Whether the kernels run here, and on which instruction set."""
+def status() -> Status:
+    """As `Backend.status`; says on which instruction set the kernels run."""
     if library() is None:
-        return Backend("cpu", False, f"{MISSING}; the reference is used")
+        return Status(False, f"{MISSING}; the reference is used")
     others = ", ".join(instruction_sets())
-    return Backend(
-        "cpu", True, f"native kernels for {instruction_set()} (of {others}; {INSTRUCTION_SET} forces one)"
-    )
+    return Status(True, f"native kernels for {instruction_set()} (of {others}; {INSTRUCTION_SET} forces one)")
 
 
 def use_instruction_set(name: str) -> None:
@@ -157,19 +137,20 @@ def _gomp_parallel() -> int | None:
     return None
 
 
-def takes(x: Tensor, weights: Weights) -> bool:
-    """Whether the kernels compute this; warns once if that is for want of the library."""
-    return x.dtype in IO_TYPES and takes_rows(weights)
+def why_not(operation: Operation, x: Tensor, weights: Weights, bias: Tensor | None = None) -> str | None:
+    """As `Backend.why_not`; warns once if it is for want of the library."""
+    reason = SUPPORT.why_not(operation, x, weights)
+    if reason is None and operation == "backward" and not x.dtype == weights.in_weight.dtype == torch.float32:
+        reason = "its gradients are of torch.float32 alone"
+    return reason or _missing()
 
 
-def takes_rows(weights: Weights) -> bool:
-    """Whether the kernels compute with these, as `takes`."""
-    if weights.in_weight.dtype not in _ROW_TYPES:
-        return False
-    if library() is None:
-        _warn_missing()
-        return False
-    return True
+def _missing() -> str | None:
+    """What is to be done where there is no library; a warning says it once."""
+    if library() is not None:
+        return None
+    _warn_missing()
+    return MISSING
 
 
 @functools.cache
@@ -232,7 +213,7 @@ class PreparedLayer:
         self._forward, self._backward = lib.fff_forward, lib.fff_backward
         self._kept: list[Tensor] = []
         self.copied = False
-        self._shapes, self._levels = shapes(weights), weights.depth + 1
+        self._shapes, self._levels = weights.shapes, weights.depth + 1
         self._trees = len(weights.in_weight)
         self._d_in, self._d_out = weights.in_weight.shape[2], weights.out_weight.shape[2]
         self._square = self._d_in == self._d_out
@@ -296,39 +277,22 @@ class PreparedLayer:
         return y
 
     def backward(
-        self,
-        grad_y: Tensor,
-        grad_logits: Tensor,
-        x: Tensor,
-        logits: Tensor,
-        leaf: Tensor,
-        gradients: Mapping[str, Tensor],
+        self, grad_y: Tensor, grad_logits: Tensor, passed: Passed, gradients: Mapping[str, Tensor | None]
     ) -> None:
-        """Add the gradients along the paths taken to `gradients`.
-
-        Args:
-            grad_y: [tokens, d_out]; this and all that follow are contiguous.
-            grad_logits: [tokens, T, D + 1]
-            x: [tokens, d_in]
-            logits: [tokens, T, D + 1], from the forward pass.
-            leaf: [tokens, T], from the forward pass.
-            gradients: Of x, and, if asked for, of each of the weights there are; the latter hold zeros.
+        """Write the gradient of x, and add to those of the weights that are given, along the paths taken.
 
         Raises:
             FFFError: There is no such leaf, or a tensor is not what the library takes it for.
         """
+        x, _, logits, leaf, _ = passed
         tokens, leaves = len(x), self._shapes["leaf_constant"][1]
         if tokens and not 0 <= leaf.min() <= leaf.max() < leaves:
             raise FFFError(f"leaf is {int(leaf.min())} to {int(leaf.max())}; expected 0 to {leaves - 1}")
         visits = (tokens, self._trees)
         found = {"x": (tokens, self._d_in), **self._shapes}
+        given = {name: grad for name in _GRADIENTS if (grad := gradients.get(name)) is not None}
         results = _Gradients(
-            *(
-                address(f"gradient of {name}", gradients[name], torch.float32, found[name])
-                if name in gradients
-                else None
-                for name in _GRADIENTS
-            )
+            **{n: address(f"gradient of {n}", grad, torch.float32, found[n]) for n, grad in given.items()}
         )
         self._backward(
             self._address,
@@ -343,14 +307,8 @@ class PreparedLayer:
         )
 
 
-@kernel("cmm", "cpu")
-def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, activation = rest
-    weights = Weights(*tensors)
-    check_arguments(x, weights, activation)
-    if not takes(x, weights):
-        with torch.autocast("cpu", enabled=False):
-            return reference.forward(x, weights, activation)
+def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    """As `Backend.forward`."""
     visits = (x.shape[0], weights.in_weight.shape[0])
     logits = x.new_empty(*visits, weights.depth + 1, dtype=torch.float32)
     leaf = x.new_empty(visits, dtype=torch.int64)
@@ -358,39 +316,30 @@ def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, logits, leaf
 
 
-@kernel("cmm_inference", "cpu")
-def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
-    weights, scales, activation = split_inference_arguments(rest)
-    check_inference_arguments(x, bias, weights, scales, activation)
-    if not takes(x, weights):
-        with torch.autocast("cpu", enabled=False):
-            return reference.inference(x, bias, weights, scales, activation)
+def inference(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str) -> Tensor:
+    """As `Backend.inference`."""
     return PreparedLayer(bias, weights, scales, activation)(x)
 
 
-@kernel("cmm_backward", "cpu")
-def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    *tensors, logits, leaf, activation, rows = rest
-    weights = Weights(*tensors)
-    check_backward_arguments(grad_y, grad_logits, x, weights, logits, leaf, activation)
-    given = (grad_y, grad_logits, x, weights.in_weight, logits)
-    if any(tensor.dtype != torch.float32 for tensor in given) or not takes(x, weights):
-        with torch.autocast("cpu", enabled=False):
-            return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation, rows=rows)
+def prepare(bias: Tensor, weights: Weights, scales: Scales, activation: str) -> PreparedLayer | None:
+    """As `Backend.prepare`."""
+    on_cpu = all(tensor is None or tensor.is_cpu for tensor in (bias, *weights))
+    if not on_cpu or weights.in_weight.dtype not in _ROW_TYPES or _missing():
+        return None
+    return PreparedLayer(bias, weights, scales, activation)
+
+
+def backward(grad_y: Tensor, grad_logits: Tensor, passed: Passed, rows: bool = True) -> list[Tensor]:
+    """As `Backend.backward`."""
+    grad_y, grad_logits, x, logits = (
+        tensor.float().contiguous() for tensor in (grad_y, grad_logits, passed.x, passed.logits)
+    )
+    weights, leaf = passed.weights, passed.leaf.contiguous()
     grad_x = x.new_empty(x.shape)
     grads = Weights._make(None if w is None else w.new_zeros(w.shape) for w in weights) if rows else None
-    results = {"x": grad_x}
-    if grads is not None:
-        results |= {name: grad for name in _TREES if (grad := getattr(grads, name)) is not None}
+    results = {"x": grad_x, **(grads._asdict() if grads is not None else {})}
     trees = Weights(**{name: getattr(weights, name) for name in _TREES})
-    PreparedLayer(None, trees, Scales(), activation).backward(
-        grad_y.contiguous(),
-        grad_logits.contiguous(),
-        x.contiguous(),
-        logits.contiguous(),
-        leaf.contiguous(),
-        results,
-    )
-    with torch.autocast("cpu", enabled=False):
-        leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
+    passed = Passed(x, weights, logits, leaf, passed.activation)
+    PreparedLayer(None, trees, Scales(), passed.activation).backward(grad_y, grad_logits, passed, results)
+    leaf_backward(grad_y, passed, grad_x, grads)
     return [grad_x, *(grad for grad in grads or () if grad is not None)]

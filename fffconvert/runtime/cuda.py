@@ -1,17 +1,14 @@
-"""The ops on NVIDIA GPUs: kernels where they cover the operands, the reference elsewhere."""
+"""The ops on NVIDIA GPUs, by kernels that CuPy compiles and launches."""
 
 from __future__ import annotations
-
-import importlib.util
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fffconvert.runtime import ops, reference
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.backend import Operation, Passed, Support, without_autocast
 from fffconvert.runtime.cupy_kernels import FLOATS, TYPES
-from fffconvert.runtime.cupy_status import status
+from fffconvert.runtime.cupy_status import status as status
 from fffconvert.runtime.cupy_steps import (
     BIASES,
     Layer,
@@ -25,50 +22,45 @@ from fffconvert.runtime.cupy_steps import (
     token_forward,
     walk,
 )
-from fffconvert.runtime.registration import kernel
 from fffconvert.runtime.weights import Scales, Weights
 
+NAME = "cupy"
+SUPPORT = Support("cuda", FLOATS, tuple(TYPES))
 FEW_TOKENS = 1024
 """Up to so many tokens, a block takes each of them through the layer. By counting bytes, not measured."""
 LARGEST = 65535
 """Limit of the second and third axis of a grid."""
 
 
-def register() -> None:
-    """Make the kernels the implementation of the ops for CUDA tensors, if torch has CUDA and CuPy is there.
-
-    Whether a device is there too is asked when the first op comes, so that importing does not start CUDA.
-    """
-    if torch.version.cuda is None or importlib.util.find_spec("cupy") is None:
-        return
-    kernel("cmm", "cuda")(_cmm)
-    kernel("cmm_backward", "cuda")(_cmm_backward)
-    kernel("cmm_inference", "cuda")(_cmm_inference)
+def why_not(operation: Operation, x: Tensor, weights: Weights, bias: Tensor | None = None) -> str | None:
+    """As `Backend.why_not`."""
+    found = status()  # asked for at a call, so that importing does not start CUDA
+    if not found.available:
+        return found.reason
+    return SUPPORT.why_not(operation, x, weights) or _uncovered(x, weights, bias)
 
 
-def covers(x: Tensor, weights: Weights, bias: Tensor | None = None) -> bool:
-    """Whether the kernels know the types and sizes.
-
-    Args:
-        x: [tokens, d_in]
-        weights: The trees.
-        bias: [d_out]
-    """
+def _uncovered(x: Tensor, weights: Weights, bias: Tensor | None) -> str | None:
+    """What the kernels do not know."""
+    if weights.leaf_threshold is not None:
+        return "its leaf blocks have no thresholds"
     tensors = {"x": x, "bias": bias, **weights._asdict()}
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     width = 0 if weights.leaf_in_weight is None else weights.leaf_in_weight.shape[2]
-    return (
-        x.dtype in FLOATS
-        and weights.in_weight.dtype in TYPES
-        and all(tensor.dtype in FLOATS for name, tensor in given.items() if name.endswith("bias"))
-        and weights.leaf_threshold is None
-        and all(tensor.numel() > 0 and tensor.device == x.device for tensor in given.values())
-        and max(len(weights.in_weight), width) <= LARGEST
-    )
+    if any(tensor.dtype not in FLOATS for name, tensor in given.items() if name.endswith("bias")):
+        return f"its biases are {', '.join(map(str, FLOATS))}"
+    if any(tensor.device != x.device for tensor in given.values()):
+        return "the tensors are on several devices"
+    if any(tensor.numel() == 0 for tensor in given.values()):
+        return "there is nothing to compute"
+    if max(len(weights.in_weight), width) > LARGEST:
+        return f"it takes up to {LARGEST} trees and neurons of a leaf"
+    return None
 
 
+@without_autocast
 def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.forward`, for operands that `covers` accepts."""
+    """As `Backend.forward`."""
     x = x.contiguous()
     layer = layer_for(x, weights, Scales(), activation)
     y = x.new_empty(len(x), layer.width("out_weight"))
@@ -81,8 +73,9 @@ def forward(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tenso
     return y, logits, leaf
 
 
+@without_autocast
 def inference(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str) -> Tensor:
-    """As `reference.inference`, for operands that `covers` accepts."""
+    """As `Backend.inference`."""
     x, bias = x.contiguous(), bias.contiguous()
     layer = layer_for(x, weights, scales, activation)
     y = x.new_empty(len(x), len(bias))
@@ -93,18 +86,10 @@ def inference(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activat
     return y
 
 
-def backward(
-    grad_y: Tensor,
-    grad_logits: Tensor,
-    x: Tensor,
-    weights: Weights,
-    logits: Tensor,
-    leaf: Tensor,
-    activation: str,
-    *,
-    rows: bool = True,
-) -> list[Tensor]:
-    """As `reference.backward`, for operands that `covers` accepts. The same to the bit in every run."""
+@without_autocast
+def backward(grad_y: Tensor, grad_logits: Tensor, passed: Passed, rows: bool = True) -> list[Tensor]:
+    """As `Backend.backward`. The same to the bit in every run."""
+    x, weights, logits, leaf, activation = passed
     x, grad_y, leaf = x.contiguous(), grad_y.to(x.dtype).contiguous(), leaf.contiguous()
     layer, act = layer_for(x, weights, Scales(), activation, grad_y), ACTIVATIONS[activation]
     order = sort_by_leaf(leaf)
@@ -142,6 +127,10 @@ def backward(
     return [grad_x, *grads.values()]
 
 
+def prepare(bias: Tensor, weights: Weights, scales: Scales, activation: str) -> None:
+    """As `Backend.prepare`: there is no other form."""
+
+
 def _tile_forward(x: Tensor, y: Tensor, bias: Tensor | None, layer: Layer) -> tuple[Tensor, Tensor]:
     """Write `y`, with launches that share rows among tokens; return logits and leaves."""
     logits, leaf, order = walk(x, layer)
@@ -155,29 +144,3 @@ def _tile_forward(x: Tensor, y: Tensor, bias: Tensor | None, layer: Layer) -> tu
         terms.append(Term("leaf_out_weight", up, layer.activation, gate))
     sum_terms(y, terms, order, leaf, bias, layer)
     return logits, leaf
-
-
-def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, activation = rest
-    weights = Weights(*tensors)
-    ops.check_arguments(x, weights, activation)
-    run = forward if status().available and covers(x, weights) else reference.forward
-    with torch.autocast(x.device.type, enabled=False):
-        return run(x, weights, activation)
-
-
-def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    *tensors, logits, leaf, activation, rows = rest
-    weights = Weights(*tensors)
-    ops.check_backward_arguments(grad_y, grad_logits, x, weights, logits, leaf, activation)
-    run = backward if status().available and covers(x, weights) else reference.backward
-    with torch.autocast(x.device.type, enabled=False):
-        return run(grad_y, grad_logits, x, weights, logits, leaf, activation, rows=rows)
-
-
-def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
-    weights, scales, activation = ops.split_inference_arguments(rest)
-    ops.check_inference_arguments(x, bias, weights, scales, activation)
-    run = inference if status().available and covers(x, weights, bias) else reference.inference
-    with torch.autocast(x.device.type, enabled=False):
-        return run(x, bias, weights, scales, activation)

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from fffconvert.errors import first_line
-from fffconvert.runtime.backend import Backend
+from fffconvert.runtime.backend import Status
 
 DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 MAJORS = {"cupy-cuda12x": 12, "cupy-cuda13x": 13}
@@ -21,14 +21,14 @@ OLDEST = 14
 
 
 @cache
-def status() -> Backend:
+def status() -> Status:
     """Look for the driver, a device, and a CuPy that fits; does not start CUDA if one of them is missing."""
     missing = _missing()
     if missing is not None:
-        return Backend("cupy", False, missing)
+        return Status(False, missing)
     cupy = importlib.import_module("cupy")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return Backend("cupy", True, f"CuPy {cupy.__version__} on {', '.join(names)}")
+    return Status(True, f"CuPy {cupy.__version__} on {', '.join(names)}")
 
 
 def _missing() -> str | None:

@@ -10,11 +10,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fffconvert.runtime import cpu, reference
+from fffconvert.private_names import (
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    is_functorch_wrapped_tensor,
+    version_of,
+)
+from fffconvert.runtime.backend import Prepared
+from fffconvert.runtime.backends import BACKENDS, named
 from fffconvert.runtime.int8_linear import int8_trunk
-from fffconvert.runtime.ops import check_layer, cmm_inference
+from fffconvert.runtime.ops import cmm_inference
 from fffconvert.runtime.rows import store_rows
-from fffconvert.runtime.walk import walk
+from fffconvert.runtime.rules import check_layer
+from fffconvert.runtime.walking import walk
 from fffconvert.runtime.weights import Scales, Weights
 
 
@@ -26,14 +34,14 @@ class _Prepared(NamedTuple):
         versions: How often each had been written to; None where nothing was copied, so that writes show.
         rows: The weights as they are stored, with the scales of int8 rows.
         own: Whether the rows are copies in another type.
-        native: The kernels' form; None where they do not run.
+        layer: A backend's own form; None where it has none.
     """
 
     addresses: list[int]
     versions: list[int] | None
     rows: tuple[Weights, Scales]
     own: bool
-    native: cpu.PreparedLayer | None
+    layer: Prepared | None
 
 
 class Inference:
@@ -46,8 +54,8 @@ class Inference:
     Calls may come from several threads at once.
 
     Args:
-        backend: "auto" for the best that takes a call's tensors, "reference", "standard" for operators that
-            every runtime has, or "dense".
+        backend: "auto" for the best that takes a call's tensors, the name of one in `BACKENDS` to have that
+            where it takes them, "standard" for operators that every runtime has, or "dense".
         dtype: Type of the stored rows; None for that of the parameters.
         dense: With "dense", the block [..., d_in] to [..., d_out] that computes instead.
         trunk: The int8 form of the trunk, [..., d_in] to [..., d_out]; None for its parameters as they are.
@@ -105,11 +113,12 @@ class Inference:
         if self.dense is not None:
             result: Tensor = self.dense(x)
             return result
-        if _eager(x):
-            native = self._current(parameters, weights, activation).native
-            if native is not None and native.takes(x):
-                return native(x)
-        return self._through_op(x, *weights(), activation)
+        eager = _eager(x)
+        if eager:
+            layer = self._current(parameters, weights, activation).layer
+            if layer is not None and layer.takes(x):
+                return layer(x)
+        return self._unprepared(x, *weights(), activation, eager)
 
     def _current(
         self,
@@ -143,12 +152,14 @@ class Inference:
         stored, scales = store_rows(weights, dtype) if own else (weights, Scales())
         if self.trunk is not None:
             self.trunk = int8_trunk(parameters["fff_trunk_in"], parameters["fff_trunk_out"])
-        native, on_cpu = None, all(tensor is None or tensor.is_cpu for tensor in (bias, *weights))
-        if self.backend == "auto" and on_cpu and cpu.takes_rows(stored):
+        layer = None
+        if self.backend != "standard":
             check_layer(bias, stored, scales, activation)
-            native = cpu.PreparedLayer(bias, stored, scales, activation)
-        copied = own or self.trunk is not None or (native is not None and native.copied)
-        return _Prepared(addresses, versions if copied else None, (stored, scales), own, native)
+            asked = reversed(BACKENDS) if self.backend == "auto" else filter(None, [named(self.backend)])
+            forms = (backend.prepare(bias, stored, scales, activation) for backend in asked)
+            layer = next((form for form in forms if form is not None), None)
+        copied = own or self.trunk is not None or (layer is not None and layer.copied)
+        return _Prepared(addresses, versions if copied else None, (stored, scales), own, layer)
 
     def _rows(self, weights: Weights) -> tuple[Weights, Scales]:
         if self.dtype is None or self.dtype == weights.in_weight.dtype:
@@ -158,10 +169,13 @@ class Inference:
             return store_rows(weights, self.dtype)
         return prepared.rows
 
-    def _through_op(self, x: Tensor, weights: Weights, bias: Tensor, activation: str) -> Tensor:
+    def _unprepared(self, x: Tensor, weights: Weights, bias: Tensor, activation: str, eager: bool) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
         stored, scales = self._rows(weights)
-        compute = {"reference": reference.inference, "standard": walk}.get(self.backend, cmm_inference)
+        compute = walk if self.backend == "standard" else cmm_inference
+        insisted = named(self.backend) if eager else None  # who looks on is to see one op
+        if insisted is not None and insisted.why_not("inference", tokens, stored, bias) is None:
+            compute = insisted.inference
         return compute(tokens, bias, stored, scales, activation).view(*x.shape[:-1], len(bias))
 
 
@@ -173,16 +187,16 @@ def _holds(prepared: _Prepared, present: list[Tensor]) -> bool:
 
 
 def _versions(present: list[Tensor]) -> list[int]:
-    return [0 if p.is_inference() else p._version for p in present]
+    return [0 if p.is_inference() else version_of(p) for p in present]
 
 
 def _eager(
     x: Tensor,
     # Bound once: each look-up costs as much as the question itself, and one token is computed in 4 µs.
     compiling: Callable[[], bool] = torch.compiler.is_compiling,
-    modes: Callable[[], int] = torch._C._len_torch_dispatch_stack,
-    wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor,
-    tracing: Callable[[], object] = torch._C._get_tracing_state,
+    modes: Callable[[], int] = _len_torch_dispatch_stack,
+    wrapped: Callable[[Tensor], bool] = is_functorch_wrapped_tensor,
+    tracing: Callable[[], object] = _get_tracing_state,
 ) -> bool:
     """Whether a plain tensor is computed now, with nobody looking on: no compiler, tracer or mode."""
     return type(x) is Tensor and not (compiling() or modes() or wrapped(x) or tracing())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert.errors import FFFError
+from fffconvert.private_names import _is_vnni_supported
 
 LIMIT = 127
 """Largest int8 weight: symmetric, one scale for each output."""
@@ -199,7 +200,7 @@ def best_engine() -> str:
     and FBGEMM, which knows how to avoid that, is as fast.
     """
     engines = torch.backends.quantized.supported_engines
-    if "onednn" in engines and torch.cpu._is_vnni_supported():
+    if "onednn" in engines and _is_vnni_supported():
         return "onednn"
     return next((name for name in ("x86", "fbgemm", "qnnpack") if name in engines), "none")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.backend import Passed, without_autocast
 from fffconvert.runtime.weights import Weights
 
 Place = tuple[int, int]
@@ -25,29 +26,20 @@ def arrivals(leaf: Tensor, leaves: int) -> Iterator[tuple[Place, Tensor]]:
         yield divmod(at, leaves), tokens
 
 
-def leaf_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    weights: Weights,
-    leaf: Tensor,
-    activation: str,
-    grad_x: Tensor,
-    grads: Weights | None,
-) -> None:
+@without_autocast
+def leaf_backward(grad_y: Tensor, passed: Passed, grad_x: Tensor, grads: Weights | None) -> None:
     """Differentiate the leaf blocks, if there are any: add to `grad_x`, write into those of `grads`.
 
     The tokens are sorted by leaf once, so that each product reads and writes neighbouring rows.
 
     Args:
-        grad_y: [tokens, d_out], in the computing dtype like all that follow.
-        x: [tokens, d_in]
-        weights: The trees.
-        leaf: [tokens, T], from `forward`.
-        activation: A key of `ACTIVATIONS`.
+        grad_y: [tokens, d_out], in the computing dtype as x and all that follow.
+        passed: The forward pass.
         grad_x: [tokens, d_in]
-        grads: Of the shapes of `weights`, or None if theirs are not asked for; leaves that no token visits
+        grads: Of the shapes of the weights, or None if theirs are not asked for; leaves that no token visits
             keep their zeros.
     """
+    x, weights, _, leaf, activation = passed
     block, grad_block = weights.leaf_block, grads and grads.leaf_block
     if block is None:
         return

@@ -1,28 +1,27 @@
-"""The ops `cmm`, `cmm_backward` and `cmm_inference`: schema, argument rules, shapes, default kernel.
+"""The ops `cmm`, `cmm_backward` and `cmm_inference`: schema, shapes, gradients.
 
-The reference is the default kernel on every device; a native kernel overrides it on its own.
+One kernel for every device takes the arguments apart, holds them against the rules, and has the best backend
+compute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fffconvert.runtime import reference, registration
-from fffconvert.runtime.activations import ACTIVATIONS
-from fffconvert.runtime.weights import VECTORS, Scales, Weights
+from fffconvert.runtime import registration
+from fffconvert.runtime.backend import Passed
+from fffconvert.runtime.backends import choose
+from fffconvert.runtime.rules import check_backward, check_forward, check_inference
+from fffconvert.runtime.weights import Scales, Weights
 
-_WEIGHTS = (
-    "Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor? leaf_constant, "
-    "Tensor? leaf_in_weight, Tensor? leaf_in_bias, Tensor? leaf_gate_weight, Tensor? leaf_gate_bias, "
-    "Tensor? leaf_out_weight, Tensor? leaf_threshold"
+_WEIGHTS = ", ".join(
+    f"Tensor{'?' if name in Weights._field_defaults else ''} {name}" for name in Weights._fields
 )
 _SCALES = ", ".join(f"Tensor? {name}_scale" for name in Scales._fields)
-_PLAIN = ["leaf_in_weight", "leaf_in_bias", "leaf_out_weight"]
-_GATED = ["leaf_in_weight", "leaf_in_bias", "leaf_gate_weight", "leaf_gate_bias", "leaf_out_weight"]
 
 
 def cmm(x: Tensor, weights: Weights, activation: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,182 +68,31 @@ def cmm_inference(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, act
     return y
 
 
-def check_arguments(x: Tensor, weights: Weights, activation: str) -> None:
-    """Hold the arguments of `cmm` against the op's rules; every kernel starts with this.
-
-    Raises:
-        RuntimeError: A rule is broken; the message says what was found and what was expected.
-    """
-    dtypes = sorted({str(tensor.dtype) for tensor in weights if tensor is not None})
-    _rule(
-        len(dtypes) == 1 and weights.in_weight.is_floating_point() and x.is_floating_point(),
-        lambda: f"x is {x.dtype}, weights are {', '.join(dtypes)}; expected one floating point dtype each",
-    )
-    _check_structure(weights, activation)
-    _check_tokens(x, weights)
-
-
-def check_inference_arguments(
-    x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str
-) -> None:
-    """Hold the arguments of `cmm_inference` against the op's rules; every kernel starts with this.
-
-    Raises:
-        RuntimeError: A rule is broken; the message says what was found and what was expected.
-    """
-    check_layer(bias, weights, scales, activation)
-    _rule(x.is_floating_point(), lambda: f"x is {x.dtype}; expected floating point")
-    _check_tokens(x, weights)
-
-
-def check_layer(bias: Tensor, weights: Weights, scales: Scales, activation: str) -> None:
-    """Hold all arguments of `cmm_inference` but the tokens against the op's rules.
-
-    Raises:
-        RuntimeError: A rule is broken; the message says what was found and what was expected.
-    """
-    rows = {name: getattr(weights, name) for name in Scales._fields if getattr(weights, name) is not None}
-    vectors = {name: getattr(weights, name) for name in VECTORS if getattr(weights, name) is not None}
-    dtypes = sorted({str(tensor.dtype) for tensor in rows.values()})
-    integer = weights.in_weight.dtype == torch.int8
-    _rule(
-        len(dtypes) == 1 and (integer or weights.in_weight.is_floating_point()),
-        lambda: f"rows are {', '.join(dtypes)}; expected one floating point dtype, or int8",
-    )
-    _rule(
-        all(tensor.is_floating_point() for tensor in (bias, *vectors.values())),
-        lambda: f"bias is {bias.dtype}; expected floating point, and so for all vectors",
-    )
-    _check_structure(weights, activation)
-    d_out = weights.out_weight.shape[2]
-    _check_shape("bias", bias, f"[{d_out}]", bias.shape == (d_out,))
-    for name, scale in scales._asdict().items():
-        _check_scale(name, scale, rows[name] if integer and name in rows else None)
-
-
-def check_backward_arguments(
-    grad_y: Tensor,
-    grad_logits: Tensor,
-    x: Tensor,
-    weights: Weights,
-    logits: Tensor,
-    leaf: Tensor,
-    activation: str,
-) -> None:
-    """Hold the arguments of `cmm_backward` against the op's rules; every kernel starts with this.
-
-    Raises:
-        RuntimeError: A rule is broken; the message says what was found and what was expected.
-    """
-    check_arguments(x, weights, activation)
-    visits = (x.shape[0], weights.in_weight.shape[0])
-    levels = (*visits, weights.depth + 1)
-    _check_shape("leaf", leaf, f"{list(visits)} in int64", leaf.shape == visits and leaf.dtype == torch.int64)
-    floating = {
-        "grad_y": (grad_y, (x.shape[0], weights.out_weight.shape[2])),
-        "grad_logits": (grad_logits, levels),
-        "logits": (logits, levels),
-    }
-    for name, (tensor, shape) in floating.items():
-        fits = tensor.shape == shape and tensor.is_floating_point()
-        _check_shape(name, tensor, f"{list(shape)} in floating point", fits)
-
-
-def _check_scale(name: str, scale: Tensor | None, rows: Tensor | None) -> None:
-    """Hold a scale against the int8 rows that it belongs to."""
-    _rule(
-        (scale is None) == (rows is None),
-        lambda: (
-            f"{name}_scale is {'missing' if scale is None else 'given'}; "
-            "expected one scale for each row of int8 weights, and none with other dtypes"
-        ),
-    )
-    if scale is not None and rows is not None:
-        shape = rows.shape[:-1]
-        fits = scale.shape == shape and scale.dtype == torch.float32
-        _check_shape(f"{name}_scale", scale, f"{list(shape)} in float32", fits)
-
-
-def _check_tokens(x: Tensor, weights: Weights) -> None:
-    d_in = weights.in_weight.shape[2]
-    _check_shape("x", x, f"[tokens, {d_in}]", x.dim() == 2 and x.shape[1] == d_in)
-
-
-def shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
-    """The shape that each field of the weights must have beside the input and output rows there are."""
-    trees, nodes, d_in = weights.in_weight.shape
-    rows, d_out = weights.out_weight.shape[1:]
-    leaves = nodes + 1
-    width = weights.leaf_out_weight.shape[2] if weights.leaf_out_weight is not None else 0
-    return {
-        "in_weight": (trees, nodes, d_in),
-        "in_bias": (trees, nodes),
-        "out_weight": (trees, 2 * nodes if rows == 2 * nodes else nodes, d_out),
-        "leaf_constant": (trees, leaves, d_out),
-        "leaf_in_weight": (trees, leaves, width, d_in),
-        "leaf_in_bias": (trees, leaves, width),
-        "leaf_gate_weight": (trees, leaves, width, d_in),
-        "leaf_gate_bias": (trees, leaves, width),
-        "leaf_out_weight": (trees, leaves, width, d_out),
-        "leaf_threshold": (trees, leaves, width),
-    }
-
-
-def _check_structure(weights: Weights, activation: str) -> None:
-    """Hold shapes against one another."""
-    _rule(activation in ACTIVATIONS, lambda: f"unknown activation {activation!r}")
-    tensors = {name: tensor for name, tensor in weights._asdict().items() if tensor is not None}
-    block = [name for name in tensors if name in _GATED]
-    _rule(
-        block in ([], _PLAIN, _GATED),
-        lambda: f"leaf blocks have only {', '.join(block)}; expected {', '.join(_PLAIN)}, or the gate's too",
-    )
-    _rule(
-        "leaf_threshold" not in tensors or bool(block),
-        lambda: "there are leaf_threshold and no leaf blocks; expected both, or neither",
-    )
-    for name, rank in (("in_weight", 3), ("out_weight", 3), ("leaf_out_weight", 4)):
-        if name in tensors:
-            _check_shape(name, tensors[name], f"{rank} axes", tensors[name].dim() == rank)
-    trees, nodes, d_in = weights.in_weight.shape
-    complete = trees > 0 and d_in > 0 and nodes > 0 and nodes & (nodes + 1) == 0
-    _check_shape("in_weight", weights.in_weight, "[T, 2^(D + 1) - 1, d_in]", complete)
-    for name, shape in shapes(weights).items():
-        if name in tensors:
-            _check_shape(name, tensors[name], str(list(shape)), tensors[name].shape == shape)
-
-
-def _check_shape(name: str, tensor: Tensor, expected: str, fits: bool) -> None:
-    _rule(fits, lambda: f"{name} is {list(tensor.shape)}; expected {expected}")
-
-
-def _rule(holds: bool, message: Callable[[], str]) -> None:
-    torch._check(holds, lambda: f"fffconvert::cmm: {message()}")  # type: ignore[no-untyped-call]
-
-
 registration.define(
     "cmm", f"(Tensor x, {_WEIGHTS}, str activation) -> (Tensor y, Tensor logits, Tensor leaf)"
 )
 
 
-@registration.fake("cmm")
-def _cmm_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_arguments(x: Tensor, *rest: Any) -> tuple[Tensor, Weights, str]:
     *tensors, activation = rest
     weights = Weights(*tensors)
-    check_arguments(x, weights, activation)
+    check_forward(x, weights, activation)
+    return x, weights, activation
+
+
+@registration.fake("cmm")
+def _cmm_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, weights, _ = _forward_arguments(*arguments)
     visits = (x.shape[0], weights.in_weight.shape[0])
     y = x.new_empty(x.shape[0], weights.out_weight.shape[2])
     logits = x.new_empty(*visits, weights.depth + 1, dtype=weights.compute_dtype(x))
     return y, logits, x.new_empty(visits, dtype=torch.int64)
 
 
-@registration.kernel("cmm", "default")
-def _cmm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, activation = rest
-    weights = Weights(*tensors)
-    check_arguments(x, weights, activation)
-    with torch.autocast(x.device.type, enabled=False):
-        return reference.forward(x, weights, activation)
+@registration.kernel("cmm")
+def _cmm(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, weights, activation = _forward_arguments(*arguments)
+    return choose("forward", x, weights).forward(x, weights, activation)
 
 
 registration.define(
@@ -254,23 +102,26 @@ registration.define(
 )
 
 
+def _backward_arguments(
+    grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Passed, bool]:
+    *tensors, logits, leaf, activation, rows = rest
+    passed = Passed(x, Weights(*tensors), logits, leaf, activation)
+    check_backward(grad_y, grad_logits, passed)
+    return grad_y, grad_logits, passed, rows
+
+
 @registration.fake("cmm_backward")
-def _cmm_backward_fake(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    *tensors, logits, leaf, activation, rows = rest
-    weights = Weights(*tensors)
-    check_backward_arguments(grad_y, grad_logits, x, weights, logits, leaf, activation)
-    return [
-        tensor.new_empty(tensor.shape) for tensor in (x, *(weights if rows else ())) if tensor is not None
-    ]
+def _cmm_backward_fake(*arguments: Any) -> list[Tensor]:
+    _, _, passed, rows = _backward_arguments(*arguments)
+    like = (passed.x, *(passed.weights if rows else ()))
+    return [tensor.new_empty(tensor.shape) for tensor in like if tensor is not None]
 
 
-@registration.kernel("cmm_backward", "default")
-def _cmm_backward(grad_y: Tensor, grad_logits: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
-    *tensors, logits, leaf, activation, rows = rest
-    weights = Weights(*tensors)
-    check_backward_arguments(grad_y, grad_logits, x, weights, logits, leaf, activation)
-    with torch.autocast(x.device.type, enabled=False):
-        return reference.backward(grad_y, grad_logits, x, weights, logits, leaf, activation, rows=rows)
+@registration.kernel("cmm_backward")
+def _cmm_backward(*arguments: Any) -> list[Tensor]:
+    grad_y, grad_logits, passed, rows = _backward_arguments(*arguments)
+    return choose("backward", passed.x, passed.weights).backward(grad_y, grad_logits, passed, rows)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -316,23 +167,21 @@ registration.define(
 )
 
 
-def split_inference_arguments(arguments: tuple[Any, ...]) -> tuple[Weights, Scales, str]:
-    """Take the arguments of `cmm_inference` after x and bias apart."""
-    *tensors, activation = arguments
+def _inference_arguments(x: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Weights, Scales, str]:
+    *tensors, activation = rest
     count = len(Weights._fields)
-    return Weights(*tensors[:count]), Scales(*tensors[count:]), activation
+    weights, scales = Weights(*tensors[:count]), Scales(*tensors[count:])
+    check_inference(x, bias, weights, scales, activation)
+    return x, bias, weights, scales, activation
 
 
 @registration.fake("cmm_inference")
-def _cmm_inference_fake(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
-    weights, scales, activation = split_inference_arguments(rest)
-    check_inference_arguments(x, bias, weights, scales, activation)
+def _cmm_inference_fake(*arguments: Any) -> Tensor:
+    x, _, weights, _, _ = _inference_arguments(*arguments)
     return x.new_empty(x.shape[0], weights.out_weight.shape[2])
 
 
-@registration.kernel("cmm_inference", "default")
-def _cmm_inference(x: Tensor, bias: Tensor, *rest: Any) -> Tensor:
-    weights, scales, activation = split_inference_arguments(rest)
-    check_inference_arguments(x, bias, weights, scales, activation)
-    with torch.autocast(x.device.type, enabled=False):
-        return reference.inference(x, bias, weights, scales, activation)
+@registration.kernel("cmm_inference")
+def _cmm_inference(*arguments: Any) -> Tensor:
+    x, bias, weights, scales, activation = _inference_arguments(*arguments)
+    return choose("inference", x, weights, bias).inference(x, bias, weights, scales, activation)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fffconvert.runtime.activations import ACTIVATIONS
+from fffconvert.runtime.backend import Operation, Passed, Status, Support, without_autocast
 from fffconvert.runtime.leaves import Place, arrivals, leaf_backward
 from fffconvert.runtime.weights import LeafBlock, Scales, Weights, skip_small
 
@@ -25,6 +26,22 @@ DENSE_ROWS = 32
 """A level of at most so many rows per tree is a dense product, of which each token keeps its own row's."""
 
 
+NAME = "reference"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SUPPORT = Support(None, FLOATS, (*FLOATS, torch.int8))
+
+
+def status() -> Status:
+    """As `Backend.status`."""
+    return Status(True, "plain torch, on any device")
+
+
+def why_not(operation: Operation, x: Tensor, weights: Weights, bias: Tensor | None = None) -> str | None:
+    """As `Backend.why_not`."""
+    return SUPPORT.why_not(operation, x, weights)
+
+
+@without_autocast
 def forward(
     x: Tensor,
     weights: Weights,
@@ -33,7 +50,7 @@ def forward(
     turned: Tensor | None = None,
     leaf: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Send each token down one path of each tree.
+    """As `Backend.forward`, and along other paths.
 
     Args:
         x: [tokens, d_in]
@@ -41,13 +58,6 @@ def forward(
         activation: A key of `ACTIVATIONS`.
         turned: [tokens, T, D + 1], decisions of the path to turn round; none by default.
         leaf: [tokens, T], to send each token to these leaves, whatever its logits say.
-
-    Returns:
-        y: [tokens, d_out] in the dtype of `x`.
-        logits: [tokens, T, D + 1], s at the visited nodes, in the computing dtype.
-        leaf: [tokens, T], the leaf reached, int64.
-
-    Reference: arXiv 2311.10770, section 3; arXiv 2308.14711 for leaf blocks.
     """
     act, branches, levels = ACTIVATIONS[activation], weights.branches, weights.depth + 1
     dtype, x = x.dtype, x.to(weights.compute_dtype(x))
@@ -77,19 +87,9 @@ def forward(
     return y.to(dtype), logits, path
 
 
+@without_autocast
 def inference(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activation: str) -> Tensor:
-    """The outputs of `forward` alone, with an output bias, on rows stored in any type.
-
-    Args:
-        x: [tokens, d_in]
-        bias: [d_out]
-        weights: The trees; rows in floating point or int8, biases in floating point.
-        scales: What int8 rows are multiplied by.
-        activation: A key of `ACTIVATIONS`.
-
-    Returns:
-        [tokens, d_out] in the dtype of `x`.
-    """
+    """As `Backend.inference`."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     scaled = {
         name: getattr(weights, name).to(dtype) * scale[..., None]
@@ -101,32 +101,14 @@ def inference(x: Tensor, bias: Tensor, weights: Weights, scales: Scales, activat
     return (y + bias).to(x.dtype)
 
 
-def backward(
-    grad_y: Tensor,
-    grad_logits: Tensor,
-    x: Tensor,
-    weights: Weights,
-    logits: Tensor,
-    leaf: Tensor,
-    activation: str,
-    *,
-    rows: bool = True,
-) -> list[Tensor]:
-    """Differentiate `forward` along the paths taken: only visited rows receive a gradient.
+def prepare(bias: Tensor, weights: Weights, scales: Scales, activation: str) -> None:
+    """As `Backend.prepare`: there is no other form."""
 
-    Args:
-        grad_y: [tokens, d_out]
-        grad_logits: [tokens, T, D + 1]
-        x: [tokens, d_in]
-        weights: The trees.
-        logits: [tokens, T, D + 1], from `forward`.
-        leaf: [tokens, T], from `forward`.
-        activation: A key of `ACTIVATIONS`.
-        rows: Whether the weights' gradients are asked for too.
 
-    Returns:
-        The gradients of `x` and, with `rows`, of each tensor given in `weights`, in that order.
-    """
+@without_autocast
+def backward(grad_y: Tensor, grad_logits: Tensor, passed: Passed, rows: bool = True) -> list[Tensor]:
+    """As `Backend.backward`."""
+    x, weights, logits, leaf, activation = passed
     act, depth, branches = ACTIVATIONS[activation], weights.depth, weights.branches
     dtype, x = x.dtype, x.to(weights.compute_dtype(x))
     grad_y = grad_y.to(x.dtype)
@@ -147,7 +129,7 @@ def backward(
         _add_to_rows(grads.out_weight, ends, row, act.fn(s), grad_y)
     if grads is not None and grads.leaf_constant is not None:
         _add_to_rows(grads.leaf_constant, slice(0, 2 << depth), leaf, x.new_ones(leaf.shape), grad_y)
-    leaf_backward(grad_y, x, weights, leaf, activation, grad_x, grads)
+    leaf_backward(grad_y, passed._replace(x=x), grad_x, grads)
     given = (grad for grad in grads or () if grad is not None)
     return [grad_x.to(dtype), *(grad.to(weights.in_weight.dtype) for grad in given)]
 

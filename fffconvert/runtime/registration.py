@@ -36,9 +36,9 @@ def define(op: str, schema: str) -> None:
         torch.library.define(f"{NAMESPACE}::{op}", schema)
 
 
-def kernel(op: str, device: str) -> Callable[[Function], Function]:
-    """Make a function the op's kernel on a type of device, or with "default" on all that have none."""
-    return _registered(op, device, lambda name, function: torch.library.impl(name, device, function))
+def kernel(op: str) -> Callable[[Function], Function]:
+    """Make a function the op's kernel on every device."""
+    return _registered(op, "kernel", lambda name, function: torch.library.impl(name, "default", function))
 
 
 def fake(op: str) -> Callable[[Function], Function]:

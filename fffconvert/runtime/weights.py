@@ -79,6 +79,26 @@ class Weights(NamedTuple):
         up = (self.leaf_in_weight, self.leaf_in_bias)
         return LeafBlock(up, gate, self.leaf_out_weight, self.leaf_threshold)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that each field must have beside the input and output rows there are."""
+        trees, nodes, d_in = self.in_weight.shape
+        rows, d_out = self.out_weight.shape[1:]
+        leaves = nodes + 1
+        width = self.leaf_out_weight.shape[2] if self.leaf_out_weight is not None else 0
+        return {
+            "in_weight": (trees, nodes, d_in),
+            "in_bias": (trees, nodes),
+            "out_weight": (trees, 2 * nodes if rows == 2 * nodes else nodes, d_out),
+            "leaf_constant": (trees, leaves, d_out),
+            "leaf_in_weight": (trees, leaves, width, d_in),
+            "leaf_in_bias": (trees, leaves, width),
+            "leaf_gate_weight": (trees, leaves, width, d_in),
+            "leaf_gate_bias": (trees, leaves, width),
+            "leaf_out_weight": (trees, leaves, width, d_out),
+            "leaf_threshold": (trees, leaves, width),
+        }
+
     def compute_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of logits and sums for the input `x`."""
         return torch.promote_types(torch.promote_types(x.dtype, self.in_weight.dtype), torch.float32)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fffconvert.errors import FFFError
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime import Inference, Weights, cmm
 from fffconvert.tree.routing import TrainingRouting
 

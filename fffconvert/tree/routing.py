@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fffconvert.runtime import Weights, cmm
+from fffconvert.runtime import Weights, cmm, reference
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.ops import gradients
-from fffconvert.runtime.reference import forward as reference_forward
 from fffconvert.runtime.weights import skip_small
 
 
@@ -185,8 +184,7 @@ class _Leaking(torch.autograd.Function):
         ctx: Any, x: Tensor, turned: Tensor, activation: str, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute y, the logits and the leaves reached."""
-        with torch.autocast(x.device.type, enabled=False):
-            y, logits, leaf = reference_forward(x, Weights(*tensors), activation, turned=turned)  # type: ignore[arg-type]
+        y, logits, leaf = reference.forward(x, Weights(*tensors), activation, turned=turned)  # type: ignore[arg-type]
         ctx.activation = activation
         ctx.save_for_backward(x, *tensors, logits, leaf)
         ctx.mark_non_differentiable(leaf)

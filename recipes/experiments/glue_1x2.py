@@ -14,35 +14,30 @@ from typing import Any
 
 import fffconvert as fff
 from fffconvert.controls import Control, make_control
-from fffconvert.convert import convert_model
-from fffconvert.recipe import Recipe
 
 TASKS = ("rte", "cola", "sst-2")
-CONTROLS = (Control.DENSE, Control.DELETED, Control.RANDOM_ROUTING)
-FIGURES = ("teacher", "value", "dense", "deleted", "random_routing")
+CONTROLS = (Control.DENSE, Control.ABLATED, Control.RANDOM_ROUTING)
+FIGURES = ("teacher", "value", "dense", "ablated", "random_routing")
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def run(model: str, output: Path, data_dir: Path | None, limit: int, epochs: int) -> dict[str, Any]:
     """Convert, unless that was done before, and evaluate.
 
     Returns:
         What `fff.evaluate` returns.
     """
-    folder = arguments.output / "1x2"
+    folder = output / "1x2"
     if not folder.exists():
-        convert_model(arguments.model, Recipe(depth=2, tokens=30_000), folder)
-    found: dict[str, Any] = fff.evaluate(
+        fff.convert(model, output=folder, depth=2, tokens=30_000)
+    return fff.evaluate(
         folder,
         TASKS,
-        teacher=arguments.model,
         controls={control.value: make_control(folder, control).model for control in CONTROLS},
-        tokenizer=fff.load(arguments.model).tokenizer,
-        data_dir=arguments.data_dir,
-        limit=arguments.limit,
-        epochs=arguments.epochs,
-        cache=arguments.output / "evaluations",
+        tokenizer=fff.load(model).tokenizer,
+        data_dir=data_dir,
+        limit=limit,
+        epochs=epochs,
     )
-    return found
 
 
 def main() -> None:
@@ -56,9 +51,9 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    found = run(arguments)
-    if arguments.json:
+    chosen = parser.parse_args()
+    found = run(chosen.model, chosen.output, chosen.data_dir, chosen.limit, chosen.epochs)
+    if chosen.json:
         print(json.dumps(found, indent=2))
         return
     print(f"{'task':<8} {'metric':<10}" + "".join(f"{name:>16}" for name in FIGURES) + f"{'interval':>20}")

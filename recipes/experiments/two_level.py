@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 import fffconvert as fff
-from fffconvert.bench.timing import Contestant, measure
-from fffconvert.figures import figure_class
 
 WIDTH, LEAF, DEPTH = 32, 16, 1
 STEPS, BATCH, LEARNING_RATE = 2000, 256, 3e-3
@@ -103,17 +102,18 @@ def run(seeds: int) -> list[dict[str, Any]]:
         rows.append({"layer": name, "active_width": width, "r2": scores})
     with torch.no_grad():
         for tokens in (1, 1024):
-            inputs = [torch.randn(tokens, WIDTH) for _ in range(8)]
-            contestants = {name: Contestant(layer, inputs) for name, layer in layers.items()}
-            times = measure(contestants, seconds=0.2, repeats=7)
+            x = torch.randn(tokens, WIDTH)
             for row in rows:
-                row[f"microseconds_{tokens}"] = round(times[row["layer"]].median_us, 1)
+                timer = Timer("layer(x)", globals={"layer": layers[row["layer"]], "x": x})
+                row[f"microseconds_{tokens}"] = round(1e6 * timer.blocked_autorange().median, 1)
     return rows
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw R² of each layer, a dot a seed."""
-    axes = figure_class()(figsize=(6, 2.2), layout="constrained").add_subplot(xlabel="R² on new points")
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(6, 2.2), layout="constrained").add_subplot(xlabel="R² on new points")
     for index, row in enumerate(rows):
         axes.plot(row["r2"], [index] * len(row["r2"]), "o", color="#0072b2" if index == 0 else "#808182")
     axes.set_yticks(range(len(rows)), [row["layer"] for row in rows])

@@ -4,22 +4,23 @@ The package carries weights without a model type and a vocabulary without a toke
 behind a splitter of SMILES that also broke at punctuation, and knows no token that is split otherwise.
 
     pip install --no-deps rxnfp==0.1.0
-    python recipes/rxnfp/prepare.py rxnfp-mlm reactions.txt.gz
+    python recipes/rxnfp/prepare.py rxnfp-mlm
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
-from fffconvert import hub
-from fffconvert.fitreport.tasks import SMILES, read_lines
+import fffconvert as fff
 
 SOURCE = "pkg:rxnfp/bert_pretrained"
+SMILES = (
+    r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|%[0-9]{2}|[0-9])"
+)
 
 
 def reaction_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
@@ -31,7 +32,7 @@ def reaction_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SMILES.pattern), "removed", invert=True),
+            pre_tokenizers.Split(Regex(SMILES), "removed", invert=True),
             pre_tokenizers.Punctuation("isolated"),
         ]
     )
@@ -50,9 +51,9 @@ def reaction_tokenizer(vocabulary: dict[str, int]) -> PreTrainedTokenizerFast:
     )
 
 
-def prepare(output: Path, reactions: Path | None = None) -> None:
-    """Write the folder: config, weights and tokenizer; and reactions, one per line, as `reactions.jsonl`."""
-    loaded = hub.load(SOURCE)
+def prepare(output: Path) -> None:
+    """Write the folder: config, weights and tokenizer."""
+    loaded = fff.load(SOURCE)
     lines = Path(loaded.source.location, "vocab.txt").read_text(encoding="utf-8").splitlines()
     model = BertForMaskedLM(loaded.model.config)
     missing = model.load_state_dict(loaded.model.state_dict(), strict=False).missing_keys
@@ -60,14 +61,9 @@ def prepare(output: Path, reactions: Path | None = None) -> None:
         raise SystemExit(f"{SOURCE} lacks {', '.join(missing)}; expected rxnfp 0.1.0")
     model.save_pretrained(output)
     reaction_tokenizer({token: index for index, token in enumerate(lines)}).save_pretrained(output)
-    if reactions is not None:
-        rows = [json.dumps({"text": line}) for line in read_lines(reactions)]
-        (output / "reactions.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="Folder to write.")
-    parser.add_argument("reactions", type=Path, nargs="?", help="Gzipped reaction SMILES, one per line.")
-    arguments = parser.parse_args()
-    prepare(arguments.output, arguments.reactions)
+    prepare(parser.parse_args().output)

@@ -8,8 +8,8 @@ from torch import nn
 
 from fffconvert.fit import fit_layer
 from fffconvert.fit.neurons import Neurons, neurons_of
-from fffconvert.locate import locate
-from fffconvert.plan import FFFSpec
+from fffconvert.location import locate
+from fffconvert.planning import FFFSpec
 
 
 class Block(nn.Module):

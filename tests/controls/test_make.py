@@ -11,9 +11,9 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer
 
 import fffconvert as fff
 from fffconvert.controls import Control, make_control
-from fffconvert.convert import convert_model
+from fffconvert.conversion import convert_model
 from fffconvert.errors import FFFError
-from fffconvert.recipe import Recipe
+from fffconvert.options import ConvertOptions
 from fffconvert.surgery import layers_of
 
 
@@ -30,10 +30,15 @@ def twelve_blocks(tmp_path_factory):
     )
     BertForMaskedLM(config).save_pretrained(folder / "original")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "original")
-    recipe = Recipe(depth=1, tokens=600, length=16, sequential=False)
-    convert_model(
-        str(folder / "original"), recipe, folder / "converted", calibration=[str(folder / "text.txt")]
+    options = ConvertOptions(
+        depth=1,
+        tokens=600,
+        length=16,
+        sequential=False,
+        output=folder / "converted",
+        calibration=folder / "text.txt",
     )
+    convert_model(str(folder / "original"), options)
     return folder
 
 
@@ -70,7 +75,7 @@ def test_a_conversion_that_lacks_a_block_of_its_recipe_is_refused(twelve_blocks,
     model.save_pretrained(folder)
     assert recipe["exclude"] == []
     with pytest.raises(FFFError, match=r"no layer in the place of block bert\.encoder\.layer\.3\."):
-        make_control(folder, Control.DELETED)
+        make_control(folder, Control.ABLATED)
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from fffconvert.controls import randomly_routed
 from fffconvert.fit import fit_layer, r2
 from fffconvert.fit.neurons import Neurons
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 
 
 def test_random_routing_keeps_everything_but_the_hyperplanes_and_balances_them(site_and_layer):

@@ -18,7 +18,7 @@ from fffconvert.fit.calibrate import (
     text_batches,
     with_decoder_inputs,
 )
-from fffconvert.locate import locate
+from fffconvert.location import locate
 
 BY_NAME = {case.name: case for case in [*ARCHITECTURES, *HANDWRITTEN]}
 

@@ -11,7 +11,7 @@ from fffconvert.errors import FFFError
 from fffconvert.fit import fit_layer, r2, token_weights
 from fffconvert.fit.grow import grow_trees
 from fffconvert.fit.moments import Principal, centre, second_moment
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime.activations import ACTIVATIONS
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fffconvert.fit.joint import HELD_OUT, LEAST_ENERGY, PRIOR_TOKENS, refit_outputs
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.tree import FFFLayer
 

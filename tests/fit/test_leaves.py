@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fffconvert.fit import fit_layer, r2, token_weights
-from fffconvert.fit.diagnose import diagnose
+from fffconvert.fit import layer as layer_module
+from fffconvert.fit.diagnostics import diagnose
 from fffconvert.fit.leaves import LeafFit, _greedy, straightest
 from fffconvert.fit.moments import Principal
 from fffconvert.fit.neurons import Neurons
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime import cmm
 from fffconvert.runtime.activations import ACTIVATIONS
 from fffconvert.runtime.leaves import arrivals
@@ -244,6 +245,24 @@ def test_few_tokens_leave_the_original_output_rows(gated: bool):
         layer = fit_layer(x, neurons(x) @ out, spec, known)
         missed.append(1 - r2(neurons(new) @ out, layer(new).detach()))
     assert missed[0] < 0.5 * missed[1]
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_a_leaf_that_no_token_reaches_is_fitted_to_all(gated: bool, monkeypatch: pytest.MonkeyPatch):
+    """On few tokens a cut may leave one side of a node without any."""
+    grown = layer_module.grow_trees
+
+    def with_an_empty_end(*arguments: object) -> list[object]:
+        trees = list(grown(*arguments))
+        (first, own), (second, other), *more = trees[0].ends
+        ends = ((first, slice(0, 0)), (second, slice(own.start, other.stop)), *more)
+        return [replace(trees[0], ends=ends), *trees[1:]]
+
+    monkeypatch.setattr(layer_module, "grow_trees", with_an_empty_end)
+    layer, x, y = fit(gated, depth=1, leaf_width=8)
+    assert all(parameter.isfinite().all() for parameter in layer.parameters())
+    assert layer.fff_leaf_out_weight[0, 0].any()
+    assert layer(x).shape == y.shape
 
 
 def test_the_same_again():

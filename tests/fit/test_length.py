@@ -85,9 +85,9 @@ def test_models_without_positions_and_wrappers_have_no_limit():
 def test_less_than_was_wanted_is_said():
     roberta, words = MODELS["roberta"][0](), SimpleNamespace(model_max_length=512)
     with pytest.warns(UserWarning, match="length 64 is more than RobertaModel takes; it goes on with 32"):
-        assert longest(roberta, words, 64, say=True) == 32
+        assert longest(roberta, words, 64, warn=True) == 32
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert longest(roberta, words, 16, say=True) == 16
+        assert longest(roberta, words, 16, warn=True) == 16
         assert longest(roberta, None, 64) == 32
         assert longest(roberta, SimpleNamespace(model_max_length=20), 64) == 20

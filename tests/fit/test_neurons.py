@@ -10,7 +10,7 @@ from zoo import ARCHITECTURES, HANDWRITTEN
 
 from fffconvert.errors import FFFError
 from fffconvert.fit.neurons import neurons_of
-from fffconvert.locate import locate
+from fffconvert.location import locate
 
 BY_NAME = {case.name: case for case in [*ARCHITECTURES, *HANDWRITTEN]}
 

@@ -11,7 +11,7 @@ from zoo import ARCHITECTURES, HANDWRITTEN
 from fffconvert.fit.calibrate import block_inputs
 from fffconvert.fit.padding import mask_for, without_padding
 from fffconvert.fit.stream import ActivationStream
-from fffconvert.locate import locate
+from fffconvert.location import locate
 
 BY_NAME = {case.name: case for case in [*ARCHITECTURES, *HANDWRITTEN]}
 LENGTHS = (5, 9, 12)

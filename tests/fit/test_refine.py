@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fffconvert.fit import fit_layer, r2
 from fffconvert.fit.neurons import Neurons
 from fffconvert.fit.refine import refine_layer, split_off, train_block
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.tree import FFFLayer
 
 WIDTH = 8

@@ -63,15 +63,15 @@ def test_columns_that_are_named_go_before_all_others():
     assert rendered(read_row(row, "row", ["turns"])) == ("hello\n\nhi there",)
     with pytest.raises(FFFError, match="row, number is a int"):
         read_row(row, "row", ["number"])
-    with pytest.raises(FFFError, match=r"holds the fields text, .*; expected other, which --text-column"):
+    with pytest.raises(FFFError, match=r"holds the fields text, .*; expected other, which `text_columns`"):
         read_row(row, "row", ["other"])
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"sentence": "a", "content": "b"}, r"content or sentence; name the column with --text-column"),
-        ({"body": "a", "id": 1}, r"the fields body, id; expected text .* --text-column"),
+        ({"sentence": "a", "content": "b"}, r"content or sentence; name the column with `text_columns`"),
+        ({"body": "a", "id": 1}, r"the fields body, id; expected text .* `text_columns`"),
         ({"messages": []}, "the fields messages"),
         ("text", "holds a str"),
     ],

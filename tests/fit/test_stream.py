@@ -12,7 +12,7 @@ from fffconvert.errors import FFFError
 from fffconvert.fit import stream as module
 from fffconvert.fit.calibrate import block_inputs
 from fffconvert.fit.stream import ActivationStream
-from fffconvert.locate import locate
+from fffconvert.location import locate
 
 BY_NAME = {case.name: case for case in [*ARCHITECTURES, *HANDWRITTEN]}
 CHAINS = ["bert", "llama", "gpt2", "vit", "functional-layer"]

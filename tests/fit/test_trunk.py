@@ -11,7 +11,7 @@ from fffconvert.fit import fit_layer, r2
 from fffconvert.fit import trunk as module
 from fffconvert.fit.moments import Principal, centre
 from fffconvert.fit.trunk import fit_trunk
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 
 TOKENS, D_IN, D_OUT = 3000, 12, 9
 

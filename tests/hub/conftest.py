@@ -9,8 +9,8 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from fffconvert import surgery
 from fffconvert.hub import mark_converted
-from fffconvert.locate import locate
-from fffconvert.plan import FFFSpec
+from fffconvert.location import locate
+from fffconvert.planning import FFFSpec
 from fffconvert.tree import FFFLayer
 
 BERT = BertConfig(

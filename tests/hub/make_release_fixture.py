@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from fffconvert.locate import locate
+from fffconvert.plan import FFFSpec
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
@@ -30,8 +32,6 @@ import fffconvert
 from fffconvert import surgery
 from fffconvert.hub import mark_converted
 from fffconvert.hub.deployment import Deployment
-from fffconvert.locate import locate
-from fffconvert.plan import FFFSpec
 from fffconvert.tree import FFFLayer
 
 RELEASES = Path(__file__).parent / "releases"

@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from fffconvert.hub.attention import SHORT, bfloat16_attention, use_bfloat16_attention
 from fffconvert.hub.deployment import Deployment, apply
 from fffconvert.hub.hooks import BFLOAT16_ATTENTION
+from fffconvert.records import plain, read
 
 TOKENS, HEADS, WIDTH = SHORT + 6, 4, 16
 BERT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -110,8 +111,8 @@ def test_models_that_attend_otherwise_are_left_as_they_are():
 
 def test_a_deployment_says_so_and_what_is_saved_does_not_depend_on_it(tmp_path):
     deployment = Deployment("cpu", {}, attention="bfloat16")
-    assert Deployment.from_dict(deployment.to_dict()) == deployment
-    assert Deployment.from_dict({"target": "cpu", "rows": {}}).attention == "float32"
+    assert read(Deployment, plain(deployment)) == deployment
+    assert read(Deployment, {"target": "cpu", "rows": {}}).attention == "float32"
     model = encoder()
     apply(model, deployment)
     assert model.config._attn_implementation == BFLOAT16_ATTENTION

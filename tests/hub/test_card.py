@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fffconvert.hub.card import Totals, model_card
+from fffconvert.hub.card import model_card
+from fffconvert.hub.metrics import BlockResult, Metrics, Totals
 
 
-def block(name: str, **values: Any) -> dict[str, Any]:
+def block(name: str, **values: Any) -> BlockResult:
     defaults = {
         "trees": 1,
         "depth": 11,
@@ -25,7 +26,7 @@ def block(name: str, **values: Any) -> dict[str, Any]:
         "parameters_before": 1000,
         "macs_share": 0.3,
     }
-    return {"name": name} | defaults | values
+    return BlockResult(name=name, **defaults | values)
 
 
 BLOCKS = [
@@ -44,7 +45,7 @@ def test_totals_are_weighted_by_the_blocks_share():
 
 
 def test_the_card_tells_both_sides():
-    card = model_card({"model": "somebody/original"}, {"blocks": BLOCKS})
+    card = model_card({"model": "somebody/original"}, Metrics(tuple(BLOCKS)))
     assert "| layer.1 | 1x11 | 4 | 0 | 16 | 50.0% | 0.750 | 0.250 | 1,000 | 3,000 |" in card
     assert "9,000 parameters, 3,000 before (3.00 times as many)" in card
     assert "0.750 (median), 0.250 (lowest)" in card
@@ -58,6 +59,6 @@ def test_the_card_tells_both_sides():
     ids=["hub id", "package", "folder"],
 )
 def test_only_a_hub_id_is_a_base_model_to_the_hub(tmp_path: Path, name: str, base: str | None):
-    card = model_card({"model": name.format(folder=tmp_path)}, {"blocks": BLOCKS})
+    card = model_card({"model": name.format(folder=tmp_path)}, Metrics(tuple(BLOCKS)))
     _, head, _ = card.split("---\n", 2)
     assert yaml.safe_load(head).get("base_model") == base

@@ -1,4 +1,4 @@
-"""The output folder is whole or not there: refused, out of space, killed."""
+"""The output folder is atomic: refused, out of space, killed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertTokenize
 
 from fffconvert.errors import FFFError
 from fffconvert.hub import check_output, save
+from fffconvert.hub.metrics import BlockResult, Metrics
+from fffconvert.records import read
 
 RECIPE = {"model": "somebody/original", "depth": 2, "include": []}
 BLOCK = {
@@ -40,12 +42,13 @@ BLOCK = {
     "parameters_before": 1000,
     "macs_share": 0.6,
 }
-METRICS = {"seconds": 1.5, "blocks": [BLOCK]}
+METRICS = Metrics((BlockResult(**BLOCK),), seconds=1.5)
 SAVE_WITH_LITTLE_ROOM = """
 import resource, sys
 from transformers import BertForMaskedLM
 import fffconvert
 from fffconvert.hub import save
+from fffconvert.hub.metrics import BlockResult, Metrics
 model = BertForMaskedLM.from_pretrained(sys.argv[1])
 recipe, metrics = eval(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -66,8 +69,8 @@ def write(model: PreTrainedModel, output: Path, **options: Any) -> Path:
 
 
 def is_whole(folder: Path, model: PreTrainedModel) -> bool:
-    read = BertForMaskedLM.from_pretrained(folder)
-    equal = all(torch.equal(read.get_parameter(name), value) for name, value in model.named_parameters())
+    again = BertForMaskedLM.from_pretrained(folder)
+    equal = all(torch.equal(again.get_parameter(name), value) for name, value in model.named_parameters())
     return equal and FILES <= {file.name for file in folder.iterdir()}
 
 
@@ -78,7 +81,7 @@ def test_the_folder_holds_everything(model: PreTrainedModel, tmp_path: Path):
     assert output == tmp_path / "new" / "out"
     assert is_whole(output, model)
     assert yaml.safe_load((output / "fffconvert.yaml").read_text()) == RECIPE
-    assert json.loads((output / "metrics.json").read_text()) == METRICS
+    assert read(Metrics, json.loads((output / "metrics.json").read_text())) == METRICS
     assert "somebody/original" in (output / "README.md").read_text()
     assert AutoTokenizer.from_pretrained(output)("hello") == tokenizer("hello")
     assert type(AutoModel.from_pretrained(output)).__name__ == "BertModel"
@@ -89,14 +92,14 @@ class TestRefused:
     def test_an_existing_folder(self, model: PreTrainedModel, tmp_path: Path):
         write(model, tmp_path / "out")
         before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
-        with pytest.raises(FFFError, match="out exists; choose another -o, or add --overwrite"):
+        with pytest.raises(FFFError, match="out exists; choose another `output`, or add `overwrite=True`"):
             write(model, tmp_path / "out")
         assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()} == before
 
     @pytest.mark.parametrize("kind", ["folder", "file"])
     def test_to_overwrite_what_is_not_ours(self, model: PreTrainedModel, tmp_path: Path, kind: str):
         (tmp_path / "out").mkdir() if kind == "folder" else (tmp_path / "out").touch()
-        with pytest.raises(FFFError, match=r"holds no fffconvert.yaml, so --overwrite leaves it alone"):
+        with pytest.raises(FFFError, match=r"holds no fffconvert.yaml, so `overwrite` leaves it alone"):
             write(model, tmp_path / "out", overwrite=True)
 
     def test_a_folder_below_a_file(self, model: PreTrainedModel, tmp_path: Path):

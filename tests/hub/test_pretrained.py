@@ -146,7 +146,7 @@ def test_code_that_a_model_brings_runs_only_when_trusted(tmp_path: Path, monkeyp
     config = {"model_type": "odd", "architectures": ["OddModel"], "auto_map": auto_map}
     (folder / "config.json").write_text(json.dumps(config))
     save_file({"linear.weight": torch.eye(2)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(FFFError, match=r"brings its own code; .* --trust-remote-code"):
+    with pytest.raises(FFFError, match=r"brings its own code; .* `trust_remote_code=True`"):
         load(str(folder))
     assert not (tmp_path / "ran").exists()
     model = load(str(folder), trust_remote_code=True).model

@@ -22,8 +22,8 @@ import fffconvert as fff
 from fffconvert import surgery
 from fffconvert.errors import FFFError
 from fffconvert.hub import FFFConfig, mark_converted
-from fffconvert.locate import locate
-from fffconvert.plan import FFFSpec
+from fffconvert.location import locate
+from fffconvert.planning import FFFSpec
 from fffconvert.tree import FFFLayer
 
 IDS = torch.arange(20).view(2, 10)

@@ -103,5 +103,5 @@ def test_what_is_not_there_is_said(package, name: str, message: str):
 def test_a_folder_without_a_config_and_a_revision_of_a_folder_are_refused(tmp_path: Path, folder: Path):
     with pytest.raises(FFFError, match=r"holds no config\.json"):
         resolve(str(tmp_path))
-    with pytest.raises(FFFError, match="--revision v1 was given"):
+    with pytest.raises(FFFError, match="`revision=v1` was given"):
         resolve(str(folder), "v1")

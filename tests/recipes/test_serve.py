@@ -11,7 +11,6 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import fffconvert as fff
-from fffconvert.deploy import Settings, deploy_folder
 
 SERVE = Path(__file__).parents[2] / "recipes" / "serve"
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -45,7 +44,7 @@ def folder(recipe, tmp_path_factory):
     path = tmp_path_factory.mktemp("serve")
     model.save_pretrained(path / "fff")
     tokenizer.save_pretrained(path / "fff")
-    deploy_folder(str(path / "fff"), Settings(max_drop=1.0), path / "deployed")
+    fff.deploy(str(path / "fff"), output=path / "deployed", max_drop=1.0)
     return path / "deployed"
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from zoo.reference import SPARSE, VARIANTS, integers, loop, normals, tree_tensors
+from zoo.reference import SPARSE, VARIANTS, integers, normals, tree_tensors
 
 from fffconvert.errors import FFFError
 from fffconvert.runtime import ACTIVATIONS, Scales, Weights, cmm, cmm_inference, cpu, reference
+from fffconvert.runtime.backend import Passed
 from fffconvert.runtime.rows import ROW_DTYPES, store_rows
 
 pytestmark = [
@@ -80,19 +80,6 @@ def assert_close(x: Tensor, y: Tensor, weights: Weights, scales: Scales, activat
         size = float(exact.abs().max())
         limit = 2 * float((plain - exact)[kept].abs().max()) + 4 * floor * size + rounding
         assert float((y.double() - exact)[kept].abs().max()) <= limit
-
-
-@variants
-@pytest.mark.parametrize("depth", [0, 1, 5])
-@pytest.mark.parametrize("trees", [1, 3])
-@pytest.mark.parametrize("tokens", [0, 1, 3, 5, 140])
-def test_integers_equal_the_loop_exactly(tokens, trees, depth, variant, no_reference):
-    x, weights = draw_integers(tokens, d_in=19, d_out=21, trees=trees, depth=depth, **variant)
-    y, logits, leaf = cmm(x, weights, "relu")
-    expected_y, expected_logits, expected_leaf = loop(x, weights._asdict(), F.relu)
-    assert torch.equal(leaf, expected_leaf)
-    assert torch.equal(logits.double(), expected_logits)
-    assert torch.equal(y.double(), expected_y)
 
 
 @row_types
@@ -264,7 +251,8 @@ def test_gradients_equal_the_reference(tokens, branches, threads, no_reference, 
     torch.set_num_threads(usual)
     monkeypatch.undo()
     detached = each(weights, Tensor.detach)
-    expected = reference.backward(grad_y, grad_logits, x.detach(), detached, logits.detach(), leaf, "relu2")
+    passed = Passed(x.detach(), detached, logits.detach(), leaf, "relu2")
+    expected = reference.backward(grad_y, grad_logits, passed)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
 
@@ -279,19 +267,6 @@ def test_gradients_are_the_same_bits_every_time(threads):
     torch.set_num_threads(usual)
     for again in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
-
-
-@pytest.mark.parametrize("gated", [False, True])
-def test_leaf_blocks_have_the_gradients_of_the_reference(gated):
-    x, weights = draw_integers(50, d_in=6, d_out=5, trees=2, depth=2, leaf_width=3, gated=gated)
-    inputs = [tensor.requires_grad_() for tensor in (x, *weights) if tensor is not None]
-    y, logits, leaf = cmm(x, weights, "relu2")
-    grad_y = torch.randint(-3, 4, y.shape).float()
-    found = torch.autograd.grad(y, inputs, grad_y)
-    with torch.no_grad():
-        expected = reference.backward(grad_y, logits * 0, x, weights, logits, leaf, "relu2")
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from zoo.reference import normals, tree_tensors
 
 import fffconvert as fff
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime import ACTIVATIONS, Inference, Weights, cmm, cmm_inference
 from fffconvert.runtime.rows import ROW_DTYPES, store_rows
 from fffconvert.tree import FFFLayer

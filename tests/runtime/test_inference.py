@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from zoo.reference import normals
 
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime import Inference, cpu, inference, reference
 from fffconvert.runtime.int8_linear import int8_trunk
 from fffconvert.runtime.rows import ROW_DTYPES

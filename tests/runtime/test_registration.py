@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fffconvert
 
 def made():
-    from fffconvert.plan import FFFSpec
+    from fffconvert.planning import FFFSpec
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=90, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
@@ -79,8 +79,8 @@ def test_a_reload_of_another_release_is_refused():
 
 def test_the_newest_kernel_computes(monkeypatch):
     weights = Weights(torch.ones(1, 1, 1), torch.zeros(1, 1), torch.ones(1, 1, 1))
-    before, calls = registration._NEWEST["cmm", "cpu"], []
-    monkeypatch.setitem(registration._NEWEST, ("cmm", "cpu"), before)  # put back afterwards
-    registration.kernel("cmm", "cpu")(lambda *arguments: calls.append(1) or before(*arguments))
+    before, calls = registration._NEWEST["cmm", "kernel"], []
+    monkeypatch.setitem(registration._NEWEST, ("cmm", "kernel"), before)  # put back afterwards
+    registration.kernel("cmm")(lambda *arguments: calls.append(1) or before(*arguments))
     cmm(torch.ones(2, 1), weights, "relu")
     assert calls

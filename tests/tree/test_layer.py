@@ -9,7 +9,7 @@ from torch import nn
 from zoo.reference import integers, loop, masked_dense
 
 from fffconvert.errors import FFFError
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.tree import FFFLayer
 
 OP = torch.ops.fffconvert.cmm.default

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fffconvert.plan import FFFSpec
+from fffconvert.planning import FFFSpec
 from fffconvert.runtime import cmm
 from fffconvert.tree import FFFLayer, TrainingRouting, expectation
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fffconvert import surgery
 from fffconvert.forward import tensors_in
-from fffconvert.locate import locate
+from fffconvert.location import locate
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ def check(model: nn.Module, inputs: dict[str, Any], *, train: bool = True) -> Ou
             return Outcome("wrong", f"{name} differ by {error:.1e} after replacement")
     if any(error != 0 for error in differences(before, behaviour(model, inputs, train)).values()):
         return Outcome("wrong", "the model is another after its blocks were put back")
-    return Outcome(
-        "replaced exactly", f"{len(sites)} blocks" + (f"; passed over {refused}" if refused else "")
-    )
+    return Outcome("replaced exactly", f"{len(sites)} blocks" + (f"; skipped {refused}" if refused else ""))
 
 
 def behaviour(model: nn.Module, inputs: dict[str, Any], train: bool) -> dict[str, list[Tensor]]:

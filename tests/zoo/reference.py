@@ -79,12 +79,13 @@ def loop(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output [tokens, d_out], visited logits [tokens, T, D + 1] and leaves [tokens, T], in float64.
 
+    Differentiable, so that gradients can be compared too.
     Takes the trunk (`trunk_in`, `trunk_out`) and output bias (`bias`) of a whole layer too.
     """
-    w = {name: tensor.detach().double() for name, tensor in tensors.items() if tensor is not None}
+    w = {name: tensor.double() for name, tensor in tensors.items() if tensor is not None}
     trees, nodes = w["in_bias"].shape
     outputs, logits, leaves = [], [], []
-    for token in x.detach().double():
+    for token in x.double():
         y = torch.zeros(w["out_weight"].shape[2], dtype=torch.float64)
         if "bias" in w:
             y = y + w["bias"]
@@ -114,7 +115,7 @@ def loop(
     levels = nodes.bit_length()
     return (
         torch.stack(outputs) if outputs else torch.zeros(0, w["out_weight"].shape[2], dtype=torch.float64),
-        torch.tensor(logits, dtype=torch.float64).view(len(x), trees, levels),
+        torch.stack(logits).view(len(x), trees, levels) if logits else x.new_empty(0, trees, levels).double(),
         torch.tensor(leaves, dtype=torch.int64).view(len(x), trees),
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.reference import VARIANTS, integers, normals, tree_tensors
 
 from fffconvert.runtime import ACTIVATIONS, Scales, Weights, cuda, cupy_kernels, reference
+from fffconvert.runtime.backend import Passed
 from fffconvert.runtime.cupy_kernels import CHUNK, SUMS_OF_BLOCK, TENSOR_TILE, TILE, TOP_LEVELS
 
 pytestmark = needs_compiler
@@ -61,7 +62,7 @@ def assert_all_equal_reference(x: Tensor, weights: Weights) -> None:
     generator = torch.Generator().manual_seed(1)
     grad_y = torch.randint(-2, 3, y.shape, generator=generator).to(y.dtype)
     grad_logits = torch.randint(-2, 3, logits.shape, generator=generator).float()
-    arguments = (grad_y, grad_logits, x, weights, logits, leaf, "relu")
+    arguments = (grad_y, grad_logits, Passed(x, weights, logits, leaf, "relu"))
     grads, expected_grads = cuda.backward(*arguments), reference.backward(*arguments)
     for actual, expected in zip(grads, expected_grads, strict=True):
         assert actual.dtype == expected.dtype
@@ -212,11 +213,11 @@ def test_random_numbers_are_as_exact_as_plain_torch(stand_in, use, few, dtype):
     assert error <= 2 * plain_error + 1e-6
 
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)).to(dtype)
-    inputs = (x[clear], weights, logits[clear].float(), leaves[clear], "gelu")
-    grads = cuda.backward(grad_y[clear], torch.ones_like(s[clear]), *inputs)
-    plain_grads = reference.backward(grad_y[clear], torch.ones_like(s[clear]), *inputs)
-    precise = (x[clear].double(), cast(weights, torch.float64), logits[clear], leaves[clear], "gelu")
-    true_grads = reference.backward(grad_y[clear].double(), torch.ones_like(logits[clear]), *precise)
+    passed = Passed(x[clear], weights, logits[clear].float(), leaves[clear], "gelu")
+    grads = cuda.backward(grad_y[clear], torch.ones_like(s[clear]), passed)
+    plain_grads = reference.backward(grad_y[clear], torch.ones_like(s[clear]), passed)
+    precise = Passed(x[clear].double(), cast(weights, torch.float64), logits[clear], leaves[clear], "gelu")
+    true_grads = reference.backward(grad_y[clear].double(), torch.ones_like(logits[clear]), precise)
     for grad, plain_grad, true_grad in zip(grads, plain_grads, true_grads, strict=True):
         error, plain_error = ((g.double() - true_grad).abs().max() for g in (grad, plain_grad))
         assert error <= 2 * plain_error + 1e-5
@@ -227,14 +228,14 @@ def test_gradients_are_the_same_in_any_order_of_threads(stand_in):
     y, logits, leaf = reference.forward(x, weights, "silu")
     runs = []
     for stand_in.seed in (1, 2):
-        runs.append(cuda.backward(y, logits, x, weights, logits, leaf, "silu"))
+        runs.append(cuda.backward(y, logits, Passed(x, weights, logits, leaf, "silu")))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def test_only_visited_rows_receive_a_gradient(stand_in):
     x, weights = draw_random(3, d_in=8, d_out=8, trees=1, depth=4)
     y, logits, leaf = cuda.forward(x, weights, "silu")
-    grads = Weights(*cuda.backward(y, logits, x, weights, logits, leaf, "silu")[1:])
+    grads = Weights(*cuda.backward(y, logits, Passed(x, weights, logits, leaf, "silu"))[1:])
     visited = {(int(end) + 2**5 >> up) - 1 for end in leaf[:, 0] for up in range(1, 6)}
     for grad in (grads.in_weight, grads.in_bias, grads.out_weight):
         assert {place[1] for place in grad.nonzero().tolist()} == visited

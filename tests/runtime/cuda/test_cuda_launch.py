@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from zoo.reference import integers, normals, tree_tensors
 
 from fffconvert.errors import FFFError
 from fffconvert.runtime import Scales, Weights, cuda, cupy_kernels, cupy_steps, reference
-from fffconvert.runtime.backend import Backend
+from fffconvert.runtime.backend import Passed, Status
 from fffconvert.runtime.rows import store_rows
 
 pytestmark = needs_compiler
@@ -32,7 +34,9 @@ def draw(tokens=6, maker=integers, **options):
 
 def gradients(x, weights):
     y, logits, leaf = reference.forward(x, weights, "relu")
-    return [f(y, logits, x, weights, logits, leaf, "relu") for f in (cuda.backward, reference.backward)]
+    return [
+        f(y, logits, Passed(x, weights, logits, leaf, "relu")) for f in (cuda.backward, reference.backward)
+    ]
 
 
 @pytest.fixture
@@ -131,11 +135,12 @@ def test_large_sizes_stay_within_the_limits_of_a_launch(stand_in, monkeypatch, t
     shapes = tree_tensors(lambda name, shape: torch.zeros(shape), **(plain | options))
     weights = Weights(**shapes)
     x = torch.zeros(tokens, options["d_in"])
-    assert cuda.covers(x, weights)
+    pretend(monkeypatch)
+    assert cuda.why_not("forward", x, weights) is None
     if options["trees"] > 100:  # one tree after the other, here two stand for all
         weights = Weights(*[w if w is None else w[:2] for w in weights])
     y, logits, leaf = cuda.forward(x, weights, "relu")
-    cuda.backward(y, logits, x, weights, logits, leaf.zero_(), "relu")
+    cuda.backward(y, logits, Passed(x, weights, logits, leaf.zero_(), "relu"))
     assert "walk_tiles" in stand_in.launches
 
 
@@ -161,26 +166,33 @@ def test_the_host_never_waits(stand_in, monkeypatch, few):
     with NoWaiting():
         y, logits, leaf = cuda.forward(x, weights, "relu")
         cuda.inference(x, torch.zeros(16), weights, Scales(), "relu")
-        cuda.backward(y, logits, x, weights, logits, leaf, "relu")
+        cuda.backward(y, logits, Passed(x, weights, logits, leaf, "relu"))
+
+
+def pretend(monkeypatch, available=True):
+    """Have the ops take CPU tensors for those of a card that is there, or is not."""
+    monkeypatch.setattr(cuda, "status", lambda: Status(available, "no card"))
+    monkeypatch.setattr(cuda, "SUPPORT", dataclasses.replace(cuda.SUPPORT, device="cpu"))
 
 
 @pytest.fixture(params=[True, False], ids=["available", "not available"])
 def available(request, monkeypatch):
-    monkeypatch.setattr(cuda, "status", lambda: Backend("cupy", request.param, ""))
+    pretend(monkeypatch, request.param)
     return request.param
 
 
 def call_all(x, bias, weights):
-    """The three ops as torch would call them for CUDA tensors."""
-    y, logits, leaf = cuda._cmm(x, *weights, "relu")
-    z = cuda._cmm_inference(x, bias, *weights, *Scales(), "relu")
-    return [y, logits, leaf, z, *cuda._cmm_backward(y, logits, x, *weights, logits, leaf, "relu", True)]
+    """The three ops."""
+    op = torch.ops.fffconvert
+    y, logits, leaf = op.cmm(x, *weights, "relu")
+    z = op.cmm_inference(x, bias, *weights, *Scales(), "relu")
+    return [y, logits, leaf, z, *op.cmm_backward(y, logits, x, *weights, logits, leaf, "relu", True)]
 
 
 def call_reference(x, bias, weights):
     y, logits, leaf = reference.forward(x, weights, "relu")
     z = reference.inference(x, bias, weights, Scales(), "relu")
-    return [y, logits, leaf, z, *reference.backward(y, logits, x, weights, logits, leaf, "relu")]
+    return [y, logits, leaf, z, *reference.backward(y, logits, Passed(x, weights, logits, leaf, "relu"))]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -200,41 +212,29 @@ def test_no_tokens(stand_in, available):
 
 
 def test_autocast_changes_nothing(stand_in, monkeypatch):
-    monkeypatch.setattr(cuda, "status", lambda: Backend("cupy", True, ""))
+    pretend(monkeypatch)
     x, weights = draw(maker=normals)
     expected = call_all(x, torch.ones(16), weights)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert all(map(torch.equal, call_all(x, torch.ones(16), weights), expected))
 
 
-def test_what_is_not_covered():
+def test_what_is_not_covered(monkeypatch):
     x, weights = draw()
-    assert cuda.covers(x, weights)
-    assert not cuda.covers(x.double(), weights)
-    assert not cuda.covers(x, weights._replace(in_bias=weights.in_bias.double()))
-    assert not cuda.covers(x, weights, torch.zeros(16, dtype=torch.float64))
-    assert not cuda.covers(x[:0], weights)
-    assert not cuda.covers(x, weights._replace(out_weight=weights.out_weight.to("meta")))
-    assert not cuda.covers(x, weights._replace(in_weight=torch.zeros(65536, 1, 1)))
-
-
-def test_broken_rules_are_named(stand_in):
-    x, weights = draw()
-    with pytest.raises(RuntimeError, match=r"x is \[6, 4\]; expected \[tokens, 16\]"):
-        cuda._cmm(x[:, :4], *weights, "gelu")
-    with pytest.raises(RuntimeError, match=r"bias is \[4\]"):
-        cuda._cmm_inference(x, torch.zeros(4), *weights, *Scales(), "gelu")
-
-
-@pytest.mark.parametrize(("built", "cupy"), [(True, True), (True, False), (False, True)])
-def test_ops_are_registered_only_with_cuda_and_cupy(monkeypatch, built, cupy):
-    registered = []
-    monkeypatch.setattr(torch.version, "cuda", "12.9" if built else None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if cupy else None)
-    monkeypatch.setattr(cuda, "kernel", lambda op, device: lambda _: registered.append((op, device)))
-    cuda.register()
-    names = ["cmm", "cmm_backward", "cmm_inference"] if built and cupy else []
-    assert registered == [(name, "cuda") for name in names]
+    pretend(monkeypatch)
+    double = torch.zeros(16, dtype=torch.float64)
+    assert cuda.why_not("inference", x, weights) is None
+    for tokens, trees, bias, reason in (
+        (x.double(), weights, None, "its inputs are torch.float32, .*, not torch.float64"),
+        (x, weights._replace(in_bias=weights.in_bias.double()), None, "its biases are torch.float32"),
+        (x, weights, double, "its biases are torch.float32"),
+        (x[:0], weights, None, "nothing to compute"),
+        (x, weights._replace(out_weight=weights.out_weight.to("meta")), None, "on several devices"),
+        (x, weights._replace(in_weight=torch.zeros(65536, 1, 1)), None, "up to 65535 trees"),
+    ):
+        assert re.search(reason, cuda.why_not("inference", tokens, trees, bias))
+    pretend(monkeypatch, False)
+    assert cuda.why_not("inference", x, weights) == "no card"
 
 
 @pytest.mark.parametrize(
@@ -292,12 +292,13 @@ def test_what_a_token_leaves_in_shared_memory_decides_the_regime(stand_in):
     assert not cupy_steps.fits_one_block(cupy_steps.layer_for(x, wide, Scales(), "relu"))
 
 
-def test_leaves_with_thresholds_are_left_to_the_reference():
+def test_leaves_with_thresholds_are_left_to_the_reference(monkeypatch):
     shape = SHAPE | {"leaf_width": 3}
     without, with_some = (
         Weights(**tree_tensors(lambda name, shape: torch.zeros(shape), **shape, sparse=sparse))
         for sparse in (False, True)
     )
     x = torch.zeros(2, without.in_weight.shape[2])
-    assert cuda.covers(x, without)
-    assert not cuda.covers(x, with_some)
+    pretend(monkeypatch)
+    assert cuda.why_not("inference", x, without) is None
+    assert cuda.why_not("inference", x, with_some) == "its leaf blocks have no thresholds"

@@ -1,7 +1,0 @@
-"""What each block becomes."""
-
-from __future__ import annotations
-
-from fffconvert.plan.spec import MAX_DEPTH, MAX_TREES, FFFSpec, LayerForm, leaf_in_words
-
-__all__ = ["MAX_DEPTH", "MAX_TREES", "FFFSpec", "LayerForm", "leaf_in_words"]

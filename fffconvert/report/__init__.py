@@ -1,7 +1,0 @@
-"""One page about a converted model: what was converted, what was kept, against whom, and on what."""
-
-from __future__ import annotations
-
-from fffconvert.report.build import Report, report
-
-__all__ = ["Report", "report"]
