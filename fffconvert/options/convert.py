@@ -97,6 +97,7 @@ class ConvertOptions(Calibrated, Writing):
             FFFError: A value is out of range.
         """
         known = {name: values[name] for name in _STORED if name in values}
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
         if shapes := values.get("shapes"):
             known["depth"], known["plan"] = None, Plan.of_shapes(shapes)
         return cls(**{**known, **changes})

@@ -109,6 +109,7 @@ def _with_signature(function: Callable[..., Any], options: Any, *first: inspect.
             raise TypeError(f"{function.__name__}() {error}") from None
         return function(*(bound.pop(parameter.name) for parameter in first), options(**bound))
 
+    del call.__wrapped__  # whoever reads signatures would read that of the function
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__doc__ = _documented(function.__doc__ or "", options)
     return call
