@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from fffconvert.cli.running import Output, one_line_errors
-from fffconvert.errors import FFFError
+from fffconvert.cli.values import assignments, numbers, pair, pairs, words, written
 from fffconvert.options import TextSource
 from fffconvert.options.fields import descriptions, fields_of
 
@@ -21,44 +20,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks, and what other libraries log.")]
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r" *[0-9]{1,9}( *, *[0-9]{1,9})* *", text):
-        raise typer.BadParameter(f"{text!r}; expected whole numbers with commas between, as in 1,8,32")
-    return tuple(map(int, _words(text)))
-
-
-def _pair(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text.strip().lower())
-    if found is None:
-        raise typer.BadParameter(f"{text!r}; expected two numbers with an x between, as in 8x8")
-    return int(found[1]), int(found[2])
-
-
-def _pairs(text: str) -> tuple[tuple[int, int], ...]:
-    return tuple(_pair(word) for word in _words(text))
-
-
-def _assignments(flag: str, given: list[str]) -> dict[str, str]:
-    for text in given:
-        if not re.fullmatch(r"[^=]+=.+", text, re.DOTALL):
-            raise FFFError(f"{flag} is {text!r}; expected a name, = and a value, as in NAME=VALUE")
-    return {name: value for name, _, value in (text.partition("=") for text in given)}
-
-
-def _written(value: Any) -> str:
-    """A default as it would be typed."""
-    return ",".join("x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
-
-
 LISTS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "tuple[str, ...]": (_words, "A,B"),
-    "tuple[int, ...]": (_numbers, "N,N"),
-    "tuple[tuple[int, int], ...]": (_pairs, "NxN,NxN"),
-    "tuple[int, int]": (_pair, "NxN"),
+    "tuple[str, ...]": (words, "A,B"),
+    "tuple[int, ...]": (numbers, "N,N"),
+    "tuple[tuple[int, int], ...]": (pairs, "NxN,NxN"),
+    "tuple[int, int]": (pair, "NxN"),
 }
 """What is written with commas or an x: how it is read, and how the help calls it."""
 PLAIN = {"int": int, "float": float, "str": str, "bool": bool, "Path": Path, "Plan | Path": Path, "Any": str}
@@ -131,11 +97,12 @@ def _parameter(field: dataclasses.Field[Any], flag: str, options: Any) -> inspec
     if kind in REPEATED or (kind == "tuple[str, ...]" and field.metadata.get("flag")):
         annotation: Any = list[str] if required else list[str] | None
         about["help"] += " May be repeated."
+        about.setdefault("metavar", "NAME=VALUE" if kind == "Mapping[str, Any]" else "TEXT")
         default = None
     elif kind in LISTS:
         parser, called = LISTS[kind]
         annotation, about["parser"], about["metavar"] = Any, parser, about.get("metavar", called)
-        about["show_default"] = _written(default) if default and not required else False
+        about["show_default"] = written(default) if default and not required else False
         default = None  # typer would parse it
     elif kind in PLAIN:
         annotation = PLAIN[kind] if required else PLAIN[kind] | None if default is None else PLAIN[kind]
@@ -156,7 +123,7 @@ def _value(field: dataclasses.Field[Any], flag: str, given: Any) -> Any:
     """What the options take, of what typer gives."""
     kind = _kind(field)
     if kind == "Mapping[str, Any]":
-        return _assignments(flag, given) if given else field.default
+        return assignments(flag, given) if given else field.default
     if kind == "Iterable[Any]":
         return [TextSource(text) for text in given] if given else None
     if isinstance(given, list):
