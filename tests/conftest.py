@@ -23,9 +23,11 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch):
+def own_cache():
     """No test finds what another stored."""
-    monkeypatch.setenv("FFFCONVERT_CACHE", str(CACHE / uuid.uuid4().hex))
+    with pytest.MonkeyPatch.context() as patch:  # the test's own is undone before other fixtures end
+        patch.setenv("FFFCONVERT_CACHE", str(CACHE / uuid.uuid4().hex))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from zoo.case import run
 
 from fffconvert import hub, surgery
 from fffconvert.location import locate
-from fffconvert.planning import LayerForm
-from fffconvert.planning.selection import plan
+from fffconvert.options import ConvertOptions
+from fffconvert.planning.selection import specs_for
 from fffconvert.tree import FFFLayer
 
 CASES = [case for case in ARCHITECTURES if case.blocks]
@@ -49,7 +49,7 @@ def outcomes(tmp_path_factory) -> dict[str, str]:
     for case in CASES:
         model, inputs = case.build(), case.inputs()
         sites = locate(model, inputs)
-        specs = plan(sites, depth=2, trees=2, trunk=1, form=LayerForm.BRANCH)
+        specs = specs_for(sites, ConvertOptions(depth=2, trees=2, trunk=1))
         surgery.replace(model, {site: FFFLayer(specs[site.name]) for site in sites})
         hub.mark_converted(model)
         folder = tmp_path_factory.mktemp(case.name)

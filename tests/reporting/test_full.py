@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,13 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "EPOCHS", 1)
     monkeypatch.setattr(full, "BASELINES", ("torch",))
     monkeypatch.setattr(metrics, "RESAMPLES", 20)
-    documents: list[dict[str, Any]] = []
+    documents: list[Any] = []
 
     def short(model: Path, **options: Any) -> None:
         """Times the first model alone, and briefly: each of its runtimes is a process that loads torch."""
         if not documents:
             documents.append(bench(model, **{**options, "seconds": 0.1}))
-        write_json(model / full.BENCHMARK, documents[0] | {"model": str(model)})
+        write_json(model / full.BENCHMARK, replace(documents[0], model=str(model)))
 
     monkeypatch.setattr(full, "bench", short)
 

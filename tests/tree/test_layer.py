@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def published(depth: int, trees: int, d: int, seed: int = 0) -> dict[str, torch.
 
 @specs
 def test_equals_the_per_token_loop(spec):
-    layer = exact_layer(FFFSpec(**{**spec.to_dict(), "activation": "relu"}))
+    layer = exact_layer(replace(spec, activation="relu"))
     x = torch.randint(-2, 3, (11, 5)).float()
     assert torch.equal(layer(x), expected(layer, x)[0].float())
 

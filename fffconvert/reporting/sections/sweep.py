@@ -15,7 +15,7 @@ COMMAND = "fffconvert sweep MODEL --depths 4,8,11 --trees 1,4 --task sts-b -o DI
 def section(conversions: Sequence[Conversion]) -> Section:
     """A plot for each task, and the table."""
     parts = each(conversions, lambda one: one.sweep and one.sweep.rows and one.sweep, _describe)
-    return Section("sweep", "SweepResult over trees and depth", parts, COMMAND)
+    return Section("sweep", "Sweep over trees and depth", parts, COMMAND)
 
 
 def _describe(_: Conversion, found: SweepResult, index: int) -> Iterator[Part]:
