@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from fffconvert import hub, surgery
 from fffconvert.errors import FFFError
 from fffconvert.fit import fit_layer
-from fffconvert.fit.calibrate import Batch, Calibration, calibration_of
+from fffconvert.fit.calibrate import Batch, calibration_of
 from fffconvert.fit.corpus import names_of_texts, read_texts
 from fffconvert.fit.diagnostics import Diagnostics, diagnose, outputs
 from fffconvert.fit.fitted import Fitted
@@ -105,7 +105,7 @@ def convert_model(model: nn.Module | str, options: ConvertOptions, *, dry_run: b
         hub.check_output(options.output, overwrite=options.overwrite)
         if not isinstance(model, str | PreTrainedModel):
             raise FFFError(
-                f"{type(model).__name__} is no transformers model; leave out `output`, and save it yourself"
+                f"{type(model).__name__} is no transformers model; leave out `output`, and save its state"
             )
     own: Any = model
     tokenizer, folder, complete = options.tokenizer, None, options
@@ -145,13 +145,12 @@ def convert_model(model: nn.Module | str, options: ConvertOptions, *, dry_run: b
     return Conversion(own, tokenizer, tuple(results), options.output, seconds)
 
 
-def prepare(model: nn.Module, options: ConvertOptions, text: Calibration | None = None) -> Prepared:
+def prepare(model: nn.Module, options: ConvertOptions) -> Prepared:
     """Find what to convert and check all that can be checked; the model is left as it is.
 
     Args:
         model: The model.
         options: How it is to be converted.
-        text: Batches to fit on instead of the options' calibration text.
 
     Raises:
         FFFError: There is nothing to convert, or no calibration text fits the model.
@@ -176,17 +175,16 @@ def prepare(model: nn.Module, options: ConvertOptions, text: Calibration | None 
     for site in sites:
         if specs[site.name].leaf_width:
             neurons_of(site)  # says so now if there are none to take over
-    if text is None:
-        text = calibration_of(
-            model,
-            options.calibration,
-            options.tokenizer,
-            tokens=options.tokens,
-            length=options.length,
-            seed=options.seed,
-            columns=options.text_columns,
-            lines=options.lines,
-        )
+    text = calibration_of(
+        model,
+        options.calibration,
+        options.tokenizer,
+        tokens=options.tokens,
+        length=options.length,
+        seed=options.seed,
+        columns=options.text_columns,
+        lines=options.lines,
+    )
     batches = (*text.held_out, *text.fitted)
     return Prepared(sites, specs, batches, len(text.held_out), options.sequential, options.refine)
 

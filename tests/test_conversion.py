@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from zoo.case import run
 
 import fffconvert as fff
 from fffconvert.errors import FFFError
+from fffconvert.planning import FFFSpec
 from fffconvert.tree import FFFLayer
 
 BY_NAME = {case.name: case for case in [*ARCHITECTURES, *HANDWRITTEN]}
@@ -231,7 +233,7 @@ def test_a_conversion_that_fails_leaves_the_model_as_it_was(case: Case, monkeypa
     [
         ("bert", {"depth": -1}, "depth is -1"),
         ("bert", {"depth": 40}, "depth is 40"),
-        ("bert", {"layer": "leafy"}, "leafy"),
+        ("bert", {"layer": "leafy"}, "`layer` is 'leafy'; expected one of branch, paper"),
         ("bert", {"tokens": 3}, "`tokens` is 3"),
         ("bert", {"include": ("nowhere",)}, "matches nothing"),
         ("bert", {"calibration": None}, "no tokenizer"),
@@ -246,6 +248,42 @@ def test_bad_input_is_refused_and_the_model_stays(name: str, options: dict, mess
     case = BY_NAME[name]
     model = case.build()
     defaults = {"depth": 2, "calibration": batches(case), "example_inputs": case.inputs()}
-    with pytest.raises((FFFError, ValueError), match=message):
+    with pytest.raises(FFFError, match=message):
         fff.convert(model, **(defaults | options))
     assert torch.equal(run(model, case.inputs()), run(case.build(), case.inputs()))
+
+
+def test_blocks_that_were_located_become_what_is_specified():
+    case = BY_NAME["bert"]
+    model = case.build()
+    sites = fff.locate(model, case.inputs())
+    spec = FFFSpec(24, 24, depth=1, trees=3, activation="relu")
+    fff.convert(model, sites=sites, specs={sites[1].name: spec}, calibration=batches(case))
+    (found,) = fff.layers_of(model).items()
+    assert (found[0], found[1].layer.spec) == (sites[1].name, spec)
+    with pytest.raises(FFFError, match="has d_out 8; expected 24"):
+        fff.convert(
+            case.build(),
+            specs={sites[0].name: replace(spec, d_out=8)},
+            calibration=batches(case),
+            example_inputs=case.inputs(),
+        )
+
+
+def test_a_model_by_name_and_one_in_memory_are_written_alike(tmp_path):
+    case = BY_NAME["bert"]
+    case.build().save_pretrained(tmp_path / "original")
+    options = {"depth": 2, "calibration": batches(case)}
+    named = fff.convert(str(tmp_path / "original"), output=tmp_path / "named", **options)
+    held = case.build()
+    assert fff.convert(held, output=tmp_path / "held", **options) is held
+    for model, place in ((named, "named"), (held, "held")):
+        loaded = type(model).from_pretrained(tmp_path / place).eval()
+        assert torch.equal(run(loaded, case.inputs()), run(model, case.inputs()))
+        assert (tmp_path / place / "fffconvert.yaml").is_file()
+    assert torch.equal(run(named, case.inputs()), run(held, case.inputs()))
+    exact = {"backend": "reference", "dtype": "float32", "quantize_linear": "none"}
+    deployed = fff.deploy(tmp_path / "named", **exact)
+    torch.testing.assert_close(run(deployed, case.inputs()), run(named, case.inputs()))
+    with pytest.raises(FFFError, match="is no transformers model; leave out `output`"):
+        fff.convert(nn.Linear(2, 2), depth=1, output=tmp_path / "none")

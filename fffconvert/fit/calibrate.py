@@ -49,7 +49,7 @@ class Calibration:
 
 def calibration_of(
     model: nn.Module,
-    given: Iterable[Any] | Calibration | None,
+    given: Iterable[Any] | None,
     tokenizer: Any,
     *,
     tokens: int,
@@ -77,8 +77,6 @@ def calibration_of(
         FFFError: An item is neither, or not of the kind of the others; there is text and no tokenizer, or too
             little to hold some out.
     """
-    if isinstance(given, Calibration):
-        return given
     if given is None:
         items: list[Any] = default_corpus(CHARACTERS_PER_TOKEN * tokens)
     else:

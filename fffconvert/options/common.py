@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fffconvert.errors import FFFError
 from fffconvert.options.fields import option
@@ -13,6 +14,9 @@ from fffconvert.options.fields import option
 if TYPE_CHECKING:
     from fffconvert.location import Sites
     from fffconvert.location.inputs import Inputs
+
+
+Choice = TypeVar("Choice", bound=Enum)
 
 
 class TextSource(str):
@@ -92,6 +96,19 @@ class Calibrated(Reading, Texts):
         for name, low in (("tokens", 256), ("length", 8)):
             if getattr(self, name) < low:
                 raise FFFError(f"`{name}` is {getattr(self, name)}; expected at least {low}")
+
+
+def choice(kind: type[Choice], name: str, value: Choice | str) -> Choice:
+    """One of the choices of an enumeration, by its value.
+
+    Raises:
+        FFFError: There is no such choice.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        expected = ", ".join(str(member.value) for member in kind)
+        raise FFFError(f"`{name}` is {value!r}; expected one of {expected}") from None
 
 
 def expand(path: str | Path | None) -> Path | None:

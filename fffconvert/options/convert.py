@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fffconvert.errors import FFFError
-from fffconvert.options.common import Calibrated, Writing
+from fffconvert.options.common import Calibrated, Writing, choice
 from fffconvert.options.fields import option
 from fffconvert.planning.file import SHAPE, Plan, PlannedBlock
 from fffconvert.planning.spec import FFFSpec, LayerForm
@@ -63,7 +63,7 @@ class ConvertOptions(Calibrated, Writing):
             for name in SHAPE[1:]:
                 if getattr(self, name) != getattr(type(self), name):
                     raise FFFError(f"`{name}` is given beside a plan, which says it of each block")
-        object.__setattr__(self, "layer", LayerForm(self.layer))
+        object.__setattr__(self, "layer", choice(LayerForm, "layer", self.layer))
         if isinstance(self.plan, str | Path):
             object.__setattr__(self, "plan", Plan.read(self.plan))
         if self.refine < 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fffconvert.errors import FFFError
-from fffconvert.options.common import Texts, Writing
+from fffconvert.options.common import Texts, Writing, choice
 from fffconvert.options.fields import option
 
 if TYPE_CHECKING:
@@ -77,4 +77,4 @@ class DistillOptions(Texts, Writing):
             if value is not None and value < low:
                 raise FFFError(f"`{name}` is {value}; expected at least {low}")
         if self.control is not None:
-            object.__setattr__(self, "control", Control(self.control))
+            object.__setattr__(self, "control", choice(Control, "control", self.control))

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from fffconvert.errors import FFFError
-from fffconvert.options.common import Reading
+from fffconvert.options.common import Reading, choice
 from fffconvert.options.fields import option
 from fffconvert.planning.spec import LayerForm
 
@@ -73,12 +73,8 @@ class EstimateOptions(Reading):
     example_inputs: Inputs | None = option(None, python=True)
 
     def __post_init__(self) -> None:
-        for name, kind in (("layer", LayerForm), ("phase", Phase)):
-            try:
-                object.__setattr__(self, name, kind(getattr(self, name)))
-            except ValueError:
-                expected = ", ".join(str(choice.value) for choice in kind)
-                raise FFFError(f"`{name}` is {getattr(self, name)!r}; expected one of {expected}") from None
+        object.__setattr__(self, "layer", choice(LayerForm, "layer", self.layer))
+        object.__setattr__(self, "phase", choice(Phase, "phase", self.phase))
         tokens = self.train_tokens
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
             raise FFFError(f"`train_tokens` is {tokens!r}; expected a whole number from 0")
