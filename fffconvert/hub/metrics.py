@@ -174,7 +174,7 @@ class Totals:
         """The sums in words: retained where that was measured, saved, stored."""
         ratio = self.parameters / self.parameters_before
         kept = (
-            f"Kept: R² per token of the blocks' outputs on held-out text {self.r2_median:.3f} (median), "
+            f"Retained: R² per token of the blocks' outputs on held-out text {self.r2_median:.3f} (median), "
             f"{self.r2_lowest:.3f} (lowest)."
         )
         return [
