@@ -154,7 +154,13 @@ class TestConvert:
     def test_writes_a_model_that_transformers_reads(self, model: Path, text: Path, tmp_path: Path):
         result = run("convert", model, *SMALL, "--calibration", text, "-o", tmp_path / "out")
         assert result.exit_code == 0, result.output
-        for word in (*BLOCKS, "Retained: R²", "Storage:", "Nothing has been trained", "next: fffconvert inspect"):
+        for word in (
+            *BLOCKS,
+            "Retained: R²",
+            "Storage:",
+            "Nothing has been trained",
+            "next: fffconvert inspect",
+        ):
             assert word in result.stdout
         read = AutoModel.from_pretrained(tmp_path / "out")
         assert read.encoder.layer[1].intermediate.dense.layer.spec.depth == 2
