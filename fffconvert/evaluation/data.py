@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fffconvert.errors import FFFError
-from fffconvert.fit.corpus import read_corpus, read_utf8, rendered
+from fffconvert.fit.corpus import json_lines, read_corpus, read_utf8, rendered
 
 Row = dict[str, Any]
 
@@ -104,15 +103,7 @@ def parse_lines(text: str, path: Path) -> list[Row]:
         FFFError: A line is none.
     """
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise FFFError(
-                f"task file {path}, line {number} is not JSON ({error}); expected one object per line"
-            ) from error
+    for number, row in json_lines(text, f"task file {path}"):
         if not isinstance(row, dict):
             raise FFFError(f"task file {path}, line {number} is no object; expected columns and values")
         rows.append(row)

@@ -215,23 +215,31 @@ def read_utf8(path: Path, what: str) -> str:
     return text
 
 
+def json_lines(text: str, place: str) -> Iterator[tuple[int, Any]]:
+    """What each line that holds anything says in JSON, with its number.
+
+    Raises:
+        FFFError: A line is no JSON.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise FFFError(
+                f"{place}, line {number} is not JSON ({error}); expected one object per line"
+            ) from error
+
+
 def read_lines(path: Path, text: str, columns: Sequence[str] = ()) -> list[str | Row]:
     """The texts of a `.jsonl` file, one object a line; rows without any text are left out.
 
     Raises:
         FFFError: A line is no such object, or holds no text.
     """
-    texts = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise FFFError(
-                f"{path}, line {number} is not JSON ({error}); expected one object per line"
-            ) from error
-        texts.append(read_row(row, f"{path}, line {number}", columns))
+    rows = json_lines(text, str(path))
+    texts = [read_row(row, f"{path}, line {number}", columns) for number, row in rows]
     return _not_blank(texts)
 
 

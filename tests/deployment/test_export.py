@@ -50,6 +50,17 @@ def arrays(inputs):
 
 
 @built
+def test_a_model_in_memory_is_written_as_its_folder_is_and_stays_as_it_was(small, tmp_path):
+    model = hub.load(str(small)).model
+    before = [placed.layer.inference for placed in surgery.layers_of(model).values()]
+    paths = (fff.export(given, tmp_path / f"{n}.onnx") for n, given in enumerate((model, small)))
+    held, stored = (onnx.load(path).graph for path in paths)
+    assert [node.op_type for node in held.node] == [node.op_type for node in stored.node]
+    assert [t.raw_data for t in held.initializer] == [t.raw_data for t in stored.initializer]
+    assert [placed.layer.inference for placed in surgery.layers_of(model).values()] == before
+
+
+@built
 @pytest.mark.parametrize("form", ["onnx", "onnx-standard"])
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_onnxruntime_gives_the_same(small, tmp_path, form, dtype):
