@@ -16,17 +16,6 @@ aten = torch.ops.aten
 
 COPIES = {aten._to_copy.default, aten.clone.default, aten.alias.default, aten.detach.default}
 COPIES |= {aten.lift_fresh.default, aten.contiguous.default}
-SHAPE_ONLY = {
-    "empty_like",
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "new_empty",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-}
-"""Operations whose result does not depend on the values of their arguments."""
 REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.var.correction}
 NORMS = {aten.native_layer_norm.default, aten.native_group_norm.default, aten.native_batch_norm.default}
 NORMS |= {aten._native_batch_norm_legit.default, aten._native_batch_norm_legit_no_training.default}

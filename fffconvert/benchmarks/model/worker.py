@@ -20,7 +20,6 @@ import numpy as np
 from fffconvert.benchmarks.model.inputs import Arrays, read
 from fffconvert.native import register_onnxruntime
 
-TORCH_MODULE = "fffconvert.benchmarks.model.torch_models"
 LEAST_CALLS = 2
 
 
